@@ -1,0 +1,2 @@
+if __name__ != "fgq.converters":
+    raise ImportError("import fgq.converters: the folder imported by its own name is a second copy of it")

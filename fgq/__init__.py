@@ -1,0 +1,1 @@
+"""Convert pretrained ONNX models to ternary weights with fine-grained scales, and run them."""

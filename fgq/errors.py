@@ -1,0 +1,43 @@
+"""The errors that fgq raises for its user's input.
+
+::
+
+    FgqError
+    |-- ConfigError    an option, argument or config file that cannot be used
+    |-- ModelError     a model file or graph that cannot be read or converted
+    |-- WeightError    the weights of one layer cannot be quantized
+    |-- DataError      calibration or evaluation data that do not fit the model
+    |-- OutputError    a result that cannot be written
+    `-- KernelError    a kernel wish that this machine or layer cannot meet
+
+Every message names the layer or file, says what was found and what was wanted. The command line
+prints the message alone and exits with code 2.
+"""
+
+
+class FgqError(Exception):
+    """Base of every error that fgq raises on purpose."""
+
+
+class ConfigError(FgqError):
+    """An option, argument or config file cannot be used as it stands."""
+
+
+class ModelError(FgqError):
+    """A model file or graph cannot be read, understood or converted."""
+
+
+class WeightError(FgqError):
+    """The weights of one layer cannot be quantized, or a quantized tensor breaks its invariants."""
+
+
+class DataError(FgqError):
+    """Calibration or evaluation data are missing, malformed or do not fit the model."""
+
+
+class OutputError(FgqError):
+    """A result cannot be written where it was asked for."""
+
+
+class KernelError(FgqError):
+    """No kernel can do what was asked on this machine or for this layer."""

@@ -1,0 +1,1 @@
+"""Run a converted model: from graph to a plan of kernel calls."""
