@@ -1,0 +1,43 @@
+"""Passes over the float graph that bring it to the one shape that the rest of the converter knows.
+
+Each pass is one file and one class; its docstring lists its rules.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
+from fgq.converters.passes.fold_constants import FoldConstants
+from fgq.converters.passes.plain_gemm import PlainGemm
+from fgq.converters.passes.sum_to_add import SumToAdd
+
+__all__ = ["FoldBatchNorm", "FoldConstants", "PlainGemm", "SumToAdd", "prepare"]
+
+
+def prepare(model: ir.Model) -> None:
+    """Bring a float model, in place, to the shape in which layers are looked for.
+
+    Afterwards functions are inlined, every constant is an initializer of the main graph, layout operators
+    on constants are gone, batch normalization is folded into the convolutions before it, Gemm has
+    alpha = beta = 1 and a bias of one axis, every node has a name of its own, and shapes are inferred.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Of opset 13 or later.
+    """
+    ir.passes.Sequential(
+        common.InlinePass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        FoldConstants(),
+        SumToAdd(),
+        common.ShapeInferencePass(strict_mode=False),
+        FoldBatchNorm(),
+        PlainGemm(),
+        common.RemoveUnusedNodesPass(),
+        common.NameFixPass(),
+    )(model)

@@ -1,0 +1,189 @@
+"""Find the layers of a float model, and say of each whether and how its weights can be quantized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fgq.container import constant
+from fgq.qtensor import MAX_REDUCTION
+
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
+"""Operators that hold most of a network's weights; every one of them appears in the report."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A node whose weights can be quantized.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+        A Conv, MatMul or Gemm.
+    weight_index : int
+        Which of the node's inputs is the weight: 1, or 0 for a constant on the left of a MatMul.
+    group_axis, channel_axis : int
+        The weight's reduction axis along which groups run, and its axis of output channels.
+    in_subgraph : bool
+        Whether the node lies in the body of an If, Loop or Scan, where activations cannot be observed.
+    """
+
+    node: ir.Node
+    weight_index: int
+    group_axis: int
+    channel_axis: int
+    in_subgraph: bool
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return str(self.node.name)
+
+    @property
+    def op_type(self) -> str:
+        """The node's operator."""
+        return self.node.op_type
+
+    @property
+    def weight(self) -> ir.Value:
+        """The constant that holds the weights."""
+        value = self.node.inputs[self.weight_index]
+        assert value is not None
+        return value
+
+    @property
+    def activation(self) -> ir.Value:
+        """The input that is computed at run time."""
+        value = self.node.inputs[1 - self.weight_index]
+        assert value is not None
+        return value
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """The constant bias of a Conv or Gemm, if it has one."""
+        return self.node.inputs[2] if len(self.node.inputs) > 2 else None
+
+    @property
+    def output(self) -> ir.Value:
+        """The layer's result."""
+        return self.node.outputs[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return tuple(int(size) for size in self.weight.const_value.shape)  # type: ignore[union-attr]
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether every filter of a convolution sees one input channel."""
+        return self.op_type == "Conv" and self.shape[1] == 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FloatNode:
+    """A node with weights, or made for them, that stays as it is, and why."""
+
+    node: ir.Node
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return str(self.node.name)
+
+    @property
+    def op_type(self) -> str:
+        """The node's operator."""
+        return self.node.op_type
+
+
+def find_layers(model: ir.Model) -> list[Layer | FloatNode]:
+    """List every node of a prepared model that holds weights, subgraphs included, in graph order.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        A model after `fgq.converters.passes.prepare`.
+    """
+    return [
+        _describe(node, in_subgraph=node.graph is not model.graph)
+        for node in model.graph.all_nodes()
+        if node.domain == "" and node.op_type in WEIGHTED
+    ]
+
+
+def _describe(node: ir.Node, in_subgraph: bool) -> Layer | FloatNode:
+    found: Layer | str
+    match node.op_type:
+        case "Conv":
+            found = _conv(node, in_subgraph)
+        case "MatMul":
+            found = _matmul(node, in_subgraph)
+        case "Gemm":
+            found = _gemm(node, in_subgraph)
+        case other:
+            found = f"the operator {other} is not converted"
+    if isinstance(found, str):
+        return FloatNode(node, found)
+    return _check_values(found)
+
+
+def _conv(node: ir.Node, in_subgraph: bool) -> Layer | str:
+    weight = constant(node.inputs[1])
+    if weight is None:
+        return _not_constant("weights", node.inputs[1])
+    if weight.ndim != 4:
+        return f"a convolution of {weight.ndim - 2} spatial axes; 2 are converted"
+    return Layer(node, 1, group_axis=1, channel_axis=0, in_subgraph=in_subgraph)
+
+
+def _matmul(node: ir.Node, in_subgraph: bool) -> Layer | str:
+    left, right = (constant(value) for value in node.inputs)
+    if right is not None and left is None:
+        if right.ndim < 2:
+            return "its constant side is a vector"
+        return Layer(node, 1, group_axis=right.ndim - 2, channel_axis=right.ndim - 1, in_subgraph=in_subgraph)
+    if left is not None and right is None:
+        if left.ndim < 2:
+            return "its constant side is a vector"
+        return Layer(node, 0, group_axis=left.ndim - 1, channel_axis=left.ndim - 2, in_subgraph=in_subgraph)
+    return "both sides are computed at run time" if left is None else "both sides are constant"
+
+
+def _gemm(node: ir.Node, in_subgraph: bool) -> Layer | str:
+    if constant(node.inputs[1]) is None:
+        return _not_constant("weights", node.inputs[1])
+    channel_axis = 0 if node.attributes.get_int("transB", 0) else 1
+    return Layer(node, 1, group_axis=1 - channel_axis, channel_axis=channel_axis, in_subgraph=in_subgraph)
+
+
+def _not_constant(what: str, value: ir.Value | None) -> str:
+    producer = None if value is None else value.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear":
+        return f"its {what} are already quantized"
+    return f"its {what} are computed at run time"
+
+
+def _check_values(layer: Layer) -> Layer | FloatNode:
+    dtype = layer.weight.const_value.dtype  # type: ignore[union-attr]
+    reason = None
+    if dtype != ir.DataType.FLOAT:
+        reason = f"weights of type {str(dtype).lower()}; float is converted"
+    elif 0 in layer.shape:
+        reason = "its weights are empty"
+    elif layer.bias is not None and constant(layer.bias) is None:
+        reason = "its bias is computed at run time"
+    else:
+        length = _reduction(layer)
+        if length > MAX_REDUCTION:
+            reason = f"a reduction over {length} products; an int32 holds {MAX_REDUCTION}"
+    return layer if reason is None else FloatNode(layer.node, reason)
+
+
+def _reduction(layer: Layer) -> int:
+    """Return K, the number of products of one sum."""
+    shape = layer.shape
+    if layer.op_type == "Conv":
+        return shape[1] * shape[2] * shape[3]
+    return shape[layer.group_axis]

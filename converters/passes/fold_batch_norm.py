@@ -1,0 +1,88 @@
+"""Fold batch normalization, and per-channel affine steps after it, into the convolution before.
+
+With mean mu, variance v, gain gamma and shift beta of each output channel, the convolution
+``W x + b`` followed by batch normalization is the convolution ``r W x + (b - mu) r + beta`` with
+``r = gamma / sqrt(v + epsilon)``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.container import constant
+from fgq.converters.rewriting import add_initializer, redirect, sole_consumer, take_name
+
+Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class FoldBatchNorm(ir.passes.InPlacePass):
+    """Fold BatchNormalization, and Mul and Add by a constant per channel, into Conv.
+
+    1. Only a step that alone reads the result of the convolution, in the same graph.
+    2. BatchNormalization in inference mode (one output, training_mode = 0) with constant parameters.
+    3. Mul and Add whose other operand is a constant of shape [C, 1, 1] or [1, C, 1, 1], as Caffe's Scale
+       layer is exported.
+    4. Weights and bias become new initializers, as others may share the old ones; the result keeps the
+       name of the last folded step.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass in place."""
+        modified = False
+        for conv in list(model.graph.all_nodes()):
+            if conv.op_type == "Conv" and conv.domain == "":
+                while _fold_next(model.graph, conv):
+                    modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
+    weight = constant(conv.inputs[1])
+    bias_value = conv.inputs[2] if len(conv.inputs) > 2 else None
+    bias = constant(bias_value)
+    step = sole_consumer(conv.outputs[0])
+    if weight is None or (bias_value is not None and bias is None) or step is None:
+        return False
+    if step.graph is not conv.graph:
+        return False
+    affine = _affine(step, conv.outputs[0], weight.shape[0])
+    if affine is None:
+        return False
+    gain, shift = affine
+    folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
+    total = (0.0 if bias is None else bias) * gain + shift
+    conv.replace_input_with(
+        1, add_initializer(graph, f"{conv.inputs[1].name}_folded", folded.astype(weight.dtype))
+    )  # type: ignore[union-attr]
+    conv.resize_inputs(3)
+    conv.replace_input_with(2, add_initializer(graph, f"{conv.name}.bias", total.astype(weight.dtype)))
+    redirect(step.outputs[0], conv.outputs[0])
+    take_name(step.outputs[0], conv.outputs[0], "_unfolded")
+    home = step.graph
+    assert home is not None
+    home.remove(step, safe=True)
+    return True
+
+
+def _affine(step: ir.Node, value: ir.Value, channels: int) -> Affine | None:
+    """Return gain and shift of each channel, or None where the step is not a constant affine one."""
+    if step.domain != "":
+        return None
+    if step.op_type == "BatchNormalization" and step.inputs[0] is value:
+        parameters = [constant(parameter) for parameter in step.inputs[1:]]
+        if step.attributes.get_int("training_mode", 0) or any(p is None for p in parameters):
+            return None
+        if any(output.uses() for output in step.outputs[1:]):
+            return None
+        gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
+        gain = gamma / np.sqrt(variance + step.attributes.get_float("epsilon", 1e-5))
+        return gain, beta - mean * gain
+    if step.op_type in ("Mul", "Add"):
+        other = constant(step.inputs[1] if step.inputs[0] is value else step.inputs[0])
+        if other is None or other.shape not in ((channels, 1, 1), (1, channels, 1, 1)):
+            return None
+        row = other.reshape(channels).astype(np.float64)
+        return (row, np.zeros(channels)) if step.op_type == "Mul" else (np.ones(channels), row)
+    return None

@@ -1,0 +1,60 @@
+"""Evaluate layout operators whose inputs are constants, so that weights are found behind them."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+FOLDED = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
+
+
+class FoldConstants(ir.passes.InPlacePass):
+    """Replace layout operators on initializers by their value.
+
+    1. Only the operators in `FOLDED`, in the main graph, with every input an initializer.
+    2. The value is that of the ONNX reference evaluator.
+    3. Nodes are visited in order, so chains fold whole.
+    4. A result that is a graph output keeps its node.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass in place."""
+        graph = model.graph
+        modified = False
+        for node in list(graph):
+            if node.op_type not in FOLDED or node.domain != "" or node.outputs[0].is_graph_output():
+                continue
+            inputs = [value for value in node.inputs if value is not None]
+            if not inputs or any(value.const_value is None for value in inputs):
+                continue
+            output = node.outputs[0]
+            folded = ir.Value(name=f"{output.name}", const_value=_evaluate(model, node, inputs))
+            folded.shape = folded.const_value.shape  # type: ignore[union-attr, assignment]
+            folded.dtype = folded.const_value.dtype  # type: ignore[union-attr]
+            output.replace_all_uses_with(folded)
+            graph.remove(node, safe=True)
+            graph.register_initializer(folded)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _evaluate(model: ir.Model, node: ir.Node, inputs: list[ir.Value]) -> ir.Tensor:
+    proto = ir.to_proto(node)
+    arrays = {str(value.name): value.const_value.numpy() for value in inputs}  # type: ignore[union-attr]
+    one_node = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [proto],
+            "constant",
+            [
+                onnx.helper.make_tensor_value_info(
+                    name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+                )
+                for name, array in arrays.items()
+            ],
+            [onnx.helper.make_empty_tensor_value_info(proto.output[0])],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", model.opset_imports[""])],
+    )
+    (result,) = ReferenceEvaluator(one_node).run(None, arrays)
+    return ir.Tensor(result, name=proto.output[0])

@@ -1,0 +1,165 @@
+"""Decide for each layer which scheme it gets, or why it stays float."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from fgq.config import ConversionConfig, Misfit
+from fgq.container import constant
+from fgq.converters.layers import FloatNode, Layer
+from fgq.errors import ConfigError
+from fgq.scheme import ActivationScheme, TernaryScheme, WeightScheme
+
+ACTIVATION_8 = ActivationScheme(bits=8)
+
+_LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
+"""Operators whose second input is a shape and no operand."""
+
+_HEAD = _LAYOUT | set(
+    "Add Sub Mul Div Flatten Transpose Identity Cast Softmax LogSoftmax Sigmoid Tanh Clip Relu Dropout".split()
+)
+"""What may stand between a classifier's last matrix product and the output."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The scheme of one layer.
+
+    Parameters
+    ----------
+    layer : Layer
+    weights : WeightScheme
+    activations : ActivationScheme or None
+        None where the layer's input stays float.
+    note : str
+        Why the layer differs from what was asked, or an empty string.
+    """
+
+    layer: Layer
+    weights: WeightScheme
+    activations: ActivationScheme | None
+    note: str
+
+
+def choose_schemes(
+    model: ir.Model, found: Sequence[Layer | FloatNode], config: ConversionConfig
+) -> list[Choice | FloatNode]:
+    """Give each layer a scheme.
+
+    Depthwise convolutions, and by default the first convolution after each input and the last matrix
+    product before each output, take 8 bits; all others are ternary.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        The prepared model in which `found` was found.
+    found : sequence of Layer or FloatNode
+        What `fgq.converters.layers.find_layers` returned.
+    config : ConversionConfig
+
+    Raises
+    ------
+    ConfigError
+        If a layer does not fit the group size and the fallback is ``error``, or `include` or `exclude`
+        match no layer.
+    """
+    _check_patterns([layer.name for layer in found], config)
+    eight_bit = _first_and_last(model, found) if config.first_last_int8 else {}
+    return [
+        entry if isinstance(entry, FloatNode) else _choose(entry, eight_bit.get(entry.node, ""), config)
+        for entry in found
+    ]
+
+
+def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | FloatNode:
+    if config.include is not None and not re.search(config.include, layer.name):
+        return FloatNode(layer.node, f"not included by {config.include!r}")
+    if config.exclude is not None and re.search(config.exclude, layer.name):
+        return FloatNode(layer.node, f"excluded by {config.exclude!r}")
+    activations = config.activation_scheme
+    notes = []
+    if layer.in_subgraph and activations is not None:
+        activations = None
+        notes.append("in a subgraph: activations stay float")
+    if position or layer.is_depthwise:
+        notes.insert(0, position or "depthwise")
+        return Choice(layer, config.int8, activations and ACTIVATION_8, "; ".join(notes))
+    scheme = config.ternary
+    length = layer.shape[layer.group_axis]
+    if length % scheme.group_size:
+        scheme = _fit(layer, length, config)
+        rest = length % scheme.group_size
+        notes.append(f"{length} input channels: " + (f"last group of {rest}" if rest else str(scheme)))
+    return Choice(layer, scheme, activations, "; ".join(notes))
+
+
+def _fit(layer: Layer, length: int, config: ConversionConfig) -> TernaryScheme:
+    N = min(config.group_size, length)
+    if config.group_size_fallback is Misfit.ERROR:
+        raise ConfigError(
+            f"{layer.name}: found {length} input channels, wanted a multiple of the group size "
+            f"{config.group_size}; choose another --group-size, exclude the layer, or take "
+            "--group-size-fallback ragged or smaller"
+        )
+    if config.group_size_fallback is Misfit.SMALLER:
+        N = max(size for size in range(1, N + 1) if length % size == 0)
+    return TernaryScheme(group_size=N, alpha_limit=config.weight_limit)
+
+
+def _check_patterns(names: Sequence[str], config: ConversionConfig) -> None:
+    for option, pattern in (("--include", config.include), ("--exclude", config.exclude)):
+        if pattern is not None and not any(re.search(pattern, name) for name in names):
+            some = ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
+            raise ConfigError(
+                f"{option} {pattern!r}: found no layer of that name, wanted at least one of {some}"
+            )
+
+
+def _first_and_last(model: ir.Model, found: Sequence[Layer | FloatNode]) -> dict[ir.Node, str]:
+    """Return the first convolution after each input and the last matrix product before each output."""
+    layers = {entry.node for entry in found if isinstance(entry, Layer)}
+    marked = {
+        node: "first convolution" for node in _first(model.graph.inputs, layers) if node.op_type == "Conv"
+    }
+    for output in model.graph.outputs:
+        last = _head(output)
+        if last in layers and last.op_type in ("Gemm", "MatMul"):
+            marked[last] = "last matrix product"
+    return marked
+
+
+def _first(inputs: Iterable[ir.Value], layers: Set[ir.Node]) -> list[ir.Node]:
+    """Return the layers that are reached from the inputs without passing another layer."""
+    waiting = list(inputs)
+    seen: set[ir.Node] = set()
+    reached = []
+    while waiting:
+        for node in waiting.pop().consumers():
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in layers:
+                reached.append(node)
+            else:
+                waiting.extend(node.outputs)
+    return reached
+
+
+def _head(output: ir.Value) -> ir.Node | None:
+    """Return the node at the end of a plain chain that leads back from `output`.
+
+    The chain goes through operators of `_HEAD` with one operand that is computed; anything else (a
+    normalization, a residual) means that the output has no classifier before it.
+    """
+    node = output.producer()
+    while node is not None and node.domain == "" and node.op_type in _HEAD:
+        operands = node.inputs[:1] if node.op_type in _LAYOUT else node.inputs
+        computed = [value for value in operands if value is not None and constant(value) is None]
+        if len(computed) != 1:
+            return None
+        node = computed[0].producer()
+    return node

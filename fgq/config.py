@@ -1,0 +1,176 @@
+"""What a person may ask of a conversion, from Python, the command line or a file."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from fgq.errors import ConfigError
+from fgq.scheme import (
+    INT8_LIMIT,
+    WITHOUT_VNNI_LIMIT,
+    ActivationScheme,
+    Int8Scheme,
+    TernaryScheme,
+)
+
+
+class Activations(StrEnum):
+    """How activations are held between layers."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+    NONE = "none"
+
+
+class Form(StrEnum):
+    """How the weights are written, see docs/architecture.md."""
+
+    PACKED = "packed"
+    INT8 = "int8"
+    INLINED = "inlined"
+
+
+class Misfit(StrEnum):
+    """What to do with a layer whose reduction axis is no multiple of the group size."""
+
+    ERROR = "error"
+    RAGGED = "ragged"
+    SMALLER = "smaller"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionConfig:
+    """The options of a conversion.
+
+    Parameters
+    ----------
+    group_size : int
+        N, how many weights share one scale.
+    activations : Activations
+        ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
+    form : Form
+        ``packed`` (five trits a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
+        without a model-local function).
+    include, exclude : str, optional
+        Regular expressions searched in layer names: which layers to convert, which to leave float.
+    group_size_fallback : Misfit
+        For a layer whose input channels are no multiple of the group size: refuse, take a shorter last
+        group, or take the largest divisor of its input channels that is not above the group size.
+    first_last_int8 : bool
+        Keep the first convolution after each input and the last matrix product before each output at
+        8 bits, as the papers do.
+    x86_without_vnni : bool
+        Halve the range of alpha for x86 processors without VNNI, where onnxruntime adds products in
+        saturating int16.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range or a regular expression is malformed.
+    """
+
+    group_size: int = 64
+    activations: Activations = Activations.INT8
+    form: Form = Form.PACKED
+    include: str | None = None
+    exclude: str | None = None
+    group_size_fallback: Misfit = Misfit.RAGGED
+    first_last_int8: bool = True
+    x86_without_vnni: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("activations", Activations), ("form", Form), ("group_size_fallback", Misfit)):
+            object.__setattr__(self, name, _choice(name, kind, getattr(self, name)))
+        for name in ("include", "exclude"):
+            _check_regex(name, getattr(self, name))
+        for name in ("first_last_int8", "x86_without_vnni"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: found {getattr(self, name)!r}, wanted true or false")
+        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
+            raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
+        TernaryScheme(group_size=self.group_size)
+
+    @property
+    def weight_limit(self) -> int:
+        """The largest magnitude of an 8-bit weight."""
+        return WITHOUT_VNNI_LIMIT if self.x86_without_vnni else INT8_LIMIT
+
+    @property
+    def ternary(self) -> TernaryScheme:
+        """The scheme of the ternary layers."""
+        return TernaryScheme(group_size=self.group_size, alpha_limit=self.weight_limit)
+
+    @property
+    def int8(self) -> Int8Scheme:
+        """The scheme of the layers kept at 8 bits."""
+        return Int8Scheme(code_limit=self.weight_limit)
+
+    @property
+    def activation_scheme(self) -> ActivationScheme | None:
+        """The scheme of the inputs of ternary layers; None where activations stay float."""
+        bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
+        return None if bits is None else ActivationScheme(bits=bits)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read conversion options from a TOML or JSON file.
+
+    Parameters
+    ----------
+    path : path-like
+        Keys are the parameters of `ConversionConfig`, with ``-`` or ``_``.
+
+    Returns
+    -------
+    dict
+        Keyword arguments for `ConversionConfig`.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read or parsed, or holds an option that does not exist.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason})") from None
+    try:
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        kind = "JSON" if path.suffix == ".json" else "TOML"
+        raise ConfigError(f"{path}: is not valid {kind} ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found a {type(found).__name__}, wanted a table of options")
+    known = [field.name for field in fields(ConversionConfig)]
+    options = {str(key).replace("-", "_"): value for key, value in found.items()}
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"{path}: found the unknown option {key!r}, wanted one of {', '.join(known)}")
+    return options
+
+
+def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        wanted = ", ".join(kind)
+        raise ConfigError(f"{name}: found {value!r}, wanted one of {wanted}") from None
+
+
+def _check_regex(name: str, pattern: object) -> None:
+    if pattern is None:
+        return
+    if not isinstance(pattern, str):
+        raise ConfigError(f"{name}: found {pattern!r}, wanted a regular expression")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name}: {pattern!r} is not a regular expression ({error})") from None

@@ -1,0 +1,202 @@
+"""From the float weights of one layer to a `QuantizedTensor`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.errors import WeightError
+from fgq.qtensor import Plane, QuantizedTensor
+from fgq.scheme import Int8Scheme, TernaryScheme, WeightScheme
+from fgq.ternary import fit_rows
+
+BIAS_LIMIT = 2.0**30
+"""A bias quantized to int32 stays below this, which leaves the sum of products room in an int32."""
+
+_CHUNK = 1 << 21
+"""Weights worked on at once; bounds the memory of the float64 temporaries to some 200 MB."""
+
+
+def quantize_weight(
+    weight: NDArray[np.floating],
+    scheme: WeightScheme,
+    *,
+    group_axis: int,
+    channel_axis: int,
+    least_row_scale: NDArray[np.float64] | None = None,
+    per_channel: bool = True,
+) -> QuantizedTensor:
+    """Quantize the weights of one layer.
+
+    Parameters
+    ----------
+    weight : ndarray of float
+        Finite weights of at least two axes, in the layer's own layout.
+    scheme : TernaryScheme or Int8Scheme
+        What the codes are.
+    group_axis, channel_axis : int
+        The reduction axis along which groups run, and the axis of output channels. Groups restart at
+        every position of the other axes (the kernel positions of a convolution).
+    least_row_scale : ndarray of float64, shape (M,), optional
+        Lower bounds on the row scales, see `least_row_scale`.
+    per_channel : bool
+        Whether every output channel has a row scale of its own, or all share one.
+
+    Returns
+    -------
+    QuantizedTensor
+        A row of zeros takes the median of the other row scales (1 if there is none).
+
+    Raises
+    ------
+    WeightError
+        If a weight is NaN or infinite, or the tensor is empty.
+    """
+    if weight.size == 0:
+        raise WeightError(f"weights: found an empty tensor {list(weight.shape)}")
+    bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
+    if bad:
+        raise WeightError(f"weights: found {bad} of {weight.size} values NaN or infinite, wanted finite ones")
+    rows = np.moveaxis(weight, (channel_axis, group_axis), (0, -1))
+    matrix = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+    least = least_row_scale
+    if not per_channel:
+        matrix = matrix.reshape(1, -1, rows.shape[-1])
+        least = None if least is None else least.max(keepdims=True)
+    if isinstance(scheme, TernaryScheme):
+        codes, alpha, row_scale = _ternary_rows(matrix, scheme, least)
+        group = np.arange(rows.shape[-1], dtype=np.int32) // np.int32(scheme.group_size)
+    else:
+        codes, row_scale = _int8_rows(matrix, scheme, least)
+        alpha = np.ones((1, 1, 1), np.uint8)
+        group = np.zeros(rows.shape[-1], np.int32)
+    row_scale = _fill_unused(row_scale, least)
+
+    def restore(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        if array.size == 1:
+            return array.reshape((1,) * weight.ndim)
+        array = array.reshape(*rows.shape[:-1], array.shape[-1])
+        return np.ascontiguousarray(np.moveaxis(array, (0, -1), (channel_axis, group_axis)))
+
+    tensor = QuantizedTensor(
+        planes=(Plane(codes=restore(codes), alpha=restore(alpha)),),  # type: ignore[arg-type]
+        group=group,
+        group_axis=group_axis,
+        channel_axis=channel_axis,
+        row_scale=row_scale if per_channel else row_scale.reshape(()),
+        scheme=scheme,
+    )
+    tensor.validate()
+    return tensor
+
+
+def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDArray[np.float64]:
+    """Return the smallest row scales whose quantized bias stays below 2**30.
+
+    Parameters
+    ----------
+    bias : ndarray of float, shape (M,)
+    activation_scale : float
+        The scale of the layer's quantized input.
+
+    Returns
+    -------
+    ndarray of float64, shape (M,)
+    """
+    return np.abs(bias, dtype=np.float64) / (BIAS_LIMIT * activation_scale)
+
+
+def quantize_bias(
+    bias: NDArray[np.floating], activation_scale: float, row_scale: NDArray[np.float32]
+) -> NDArray[np.int32]:
+    """Return ``round_half_even(bias / (activation_scale * row_scale))``.
+
+    Parameters
+    ----------
+    bias : ndarray of float, shape (M,)
+    activation_scale : float
+        The scale of the layer's quantized input.
+    row_scale : ndarray of float32, shape (M,) or ()
+
+    Returns
+    -------
+    ndarray of int32, shape (M,)
+
+    Raises
+    ------
+    WeightError
+        If a value leaves the range that keeps the accumulator inside an int32.
+    """
+    # float32, as the scale that a file stores for the bias is float32.
+    step = (np.float32(activation_scale) * row_scale).astype(np.float64)
+    rounded = np.rint(bias.astype(np.float64) / step)
+    highest = float(np.abs(rounded).max(initial=0.0))
+    if not highest <= BIAS_LIMIT:
+        raise WeightError(f"bias: found {highest:.4g} in units of the accumulator, wanted at most 2**30")
+    return rounded.astype(np.int32)
+
+
+def lost_groups(weight: NDArray[np.floating], tensor: QuantizedTensor) -> int:
+    """Count the groups that hold a nonzero weight but whose every alpha was rounded to 0."""
+    starts = np.flatnonzero(np.diff(tensor.group, prepend=-1))
+    nonzero = np.maximum.reduceat(np.abs(weight), starts, axis=tensor.group_axis) > 0
+    kept = np.zeros_like(nonzero)
+    for plane in tensor.planes:
+        kept |= plane.alpha > 0
+    return int(np.count_nonzero(nonzero & ~kept))
+
+
+def signal_to_noise_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
+    """Return ``10 log10(sum(s^2) / sum((s - a)^2))`` in dB; infinite where both are equal."""
+    reference = signal.astype(np.float64)
+    power = float(np.sum(reference**2))
+    noise = float(np.sum((reference - approximation) ** 2))
+    if noise == 0.0:
+        return float("inf")
+    return float(10 * np.log10(power / noise)) if power else float("-inf")
+
+
+def _ternary_rows(
+    matrix: NDArray[np.floating], scheme: TernaryScheme, least: NDArray[np.float64] | None
+) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Fit ``matrix`` (M, E, L), chunk of rows by chunk; codes (M, E, L), alpha (M, E, G)."""
+    M, E, L = matrix.shape
+    N = min(scheme.group_size, L)
+    G = -(-L // N)
+    codes = np.empty((M, E, L), np.int8)
+    alpha = np.empty((M, E, G), np.uint8)
+    row_scale = np.empty(M, np.float32)
+    step = max(1, _CHUNK // (E * L))
+    for start in range(0, M, step):
+        part = slice(start, start + step)
+        groups = np.zeros((matrix[part].shape[0], E, G * N), np.float64)
+        groups[..., :L] = matrix[part]
+        fitted, alphas, scales = fit_rows(
+            groups.reshape(-1, E * G, N), scheme.alpha_limit, None if least is None else least[part]
+        )
+        codes[part] = fitted.reshape(-1, E, G * N)[..., :L]
+        alpha[part] = alphas.reshape(-1, E, G)
+        row_scale[part] = scales
+    return codes, alpha, row_scale
+
+
+def _int8_rows(
+    matrix: NDArray[np.floating], scheme: Int8Scheme, least: NDArray[np.float64] | None
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Scale each row by its largest magnitude, symmetric and without clipping, as AQT does (2105.03536)."""
+    largest = np.abs(matrix).max(axis=(1, 2)).astype(np.float64)
+    row_scale = largest / scheme.code_limit
+    if least is not None:
+        row_scale = np.where(largest > 0, np.maximum(row_scale, least), 0.0)
+    stored = np.where(largest > 0, np.maximum(row_scale, np.finfo(np.float32).tiny), 0.0).astype(np.float32)
+    divisor = np.where(stored > 0, stored, 1).astype(np.float64)[:, None, None]
+    codes = np.clip(np.rint(matrix / divisor), -scheme.code_limit, scheme.code_limit)
+    return codes.astype(np.int8), stored
+
+
+def _fill_unused(row_scale: NDArray[np.float32], least: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    used = row_scale[row_scale > 0]
+    fill = np.full(row_scale.shape, np.median(used) if used.size else 1.0)
+    if least is not None:
+        fill = np.maximum(fill, np.nextafter(least.astype(np.float32), np.float32(np.inf)))
+    return np.where(row_scale > 0, row_scale, fill).astype(np.float32)
