@@ -20,7 +20,7 @@ _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose second input is a shape and no operand."""
 
 _HEAD = _LAYOUT | set(
-    "Add Sub Mul Div Flatten Transpose Identity Cast Softmax LogSoftmax Sigmoid Tanh Clip Relu Dropout".split()
+    "Add Sub Mul Div Flatten Transpose Identity Cast Softmax LogSoftmax Sigmoid Tanh Clip Relu".split()
 )
 """What may stand between a classifier's last matrix product and the output."""
 

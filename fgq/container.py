@@ -15,10 +15,17 @@ onnxruntime folds it to int8 when it loads the model.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, TensorProto, helper
+
+from fgq.errors import FgqError, ModelError
+from fgq.kernels.packing import TABLE, unpack_trits
+from fgq.qtensor import Plane, QuantizedTensor
+from fgq.scheme import Int8Scheme, TernaryScheme
 
 FUNCTION_DOMAIN = "fgq"
 FUNCTION_NAME = "Unpack"
@@ -83,7 +90,7 @@ def is_unpack(node: ir.Node | None) -> bool:
     return node is not None and node.domain == FUNCTION_DOMAIN and node.op_type == FUNCTION_NAME
 
 
-def constant(value: ir.Value | None) -> np.ndarray | None:
+def constant(value: ir.Value | None) -> NDArray[Any] | None:
     """Return the array of an initializer or Constant node, or None where the value is not constant.
 
     A graph input with a default value is not constant: a caller may override it.
@@ -92,3 +99,77 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -> QuantizedTensor | None:
+    """Read the quantized weight that an operator's input holds.
+
+    Parameters
+    ----------
+    value : onnx_ir.Value or None
+        The operator's weight input.
+    group_axis, channel_axis : int
+        The weight's reduction axis and its axis of output channels.
+
+    Returns
+    -------
+    QuantizedTensor or None
+        None where the value is not a quantized weight with zero points of 0 along `channel_axis`.
+
+    Raises
+    ------
+    ModelError
+        If the value is a call of ``fgq::Unpack`` whose arrays do not fit each other.
+    """
+    node = None if value is None else value.producer()
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+        return None
+    row_scale = constant(node.inputs[1])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
+    if row_scale is None or zero is None or zero.any() or node.attributes.get_int("block_size", 0):
+        return None
+    source = node.inputs[0]
+    producer = None if source is None else source.producer()
+    if is_unpack(producer):
+        assert producer is not None
+        plane, group = _read_unpack(producer, group_axis)
+        scheme: TernaryScheme | Int8Scheme = TernaryScheme(group_size=int(np.count_nonzero(group == 0)))
+    else:
+        w8 = constant(source)
+        if w8 is None or w8.dtype != np.int8 or w8.min(initial=0) < -127:
+            return None
+        plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
+        group = np.zeros(w8.shape[group_axis], np.int32)
+        scheme = Int8Scheme()
+    if row_scale.ndim and node.attributes.get_int("axis", 1) % plane.codes.ndim != channel_axis:
+        return None
+    tensor = QuantizedTensor(
+        planes=(plane,),
+        group=group,
+        group_axis=group_axis,
+        channel_axis=channel_axis,
+        row_scale=row_scale,
+        scheme=scheme,
+    )
+    try:
+        tensor.validate()
+    except FgqError as error:
+        raise ModelError(f"{node.name}: {error}") from None
+    return tensor
+
+
+def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32]]:
+    arrays = [constant(value) for value in node.inputs]
+    if len(arrays) != len(FUNCTION_INPUTS) or any(array is None for array in arrays):
+        raise ModelError(f"{node.name}: found inputs that are missing or computed, wanted {FUNCTION_INPUTS}")
+    codes, table, alpha, group, shape = arrays
+    axis = node.attributes.get_int("axis", -1)
+    if axis != group_axis:
+        raise ModelError(f"{node.name}: found groups along axis {axis}, wanted axis {group_axis}")
+    if not np.array_equal(table, TABLE):
+        raise ModelError(f"{node.name}: found an unknown table, wanted five trits a byte")
+    try:
+        trits = unpack_trits(codes, tuple(int(size) for size in shape))  # type: ignore[arg-type, union-attr]
+    except FgqError as error:
+        raise ModelError(f"{node.name}: {error}") from None
+    return Plane(codes=trits, alpha=alpha), group  # type: ignore[arg-type, return-value]

@@ -1,0 +1,217 @@
+"""Rewrite the float graph: quantizers at the sites, integer weights and biases in the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from fgq.config import Form
+from fgq.container import (
+    ACTIVATION_BOUNDS,
+    FUNCTION_DOMAIN,
+    FUNCTION_NAME,
+    FUNCTION_VERSION,
+    unpack_function,
+)
+from fgq.converters.layers import Layer
+from fgq.converters.rewriting import add_initializer
+from fgq.converters.sites import Site
+from fgq.kernels.packing import TABLE, pack_trits
+from fgq.qtensor import QuantizedTensor
+from fgq.quantize import quantize_bias
+from fgq.scheme import Quantizer, TernaryScheme
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuantizedLayer:
+    """A layer with its quantized weight.
+
+    Parameters
+    ----------
+    layer : Layer
+    weight : QuantizedTensor
+    input_scale : float or None
+        The scale of its quantized input; None where the input stays float.
+    """
+
+    layer: Layer
+    weight: QuantizedTensor
+    input_scale: float | None
+
+
+def quantize_graph(
+    model: ir.Model,
+    layers: Sequence[QuantizedLayer],
+    sites: Mapping[Site, Mapping[int, Quantizer]],
+    form: Form,
+) -> None:
+    """Rewrite a prepared float model in place.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    layers : sequence of QuantizedLayer
+    sites : mapping of Site to a mapping of bits to Quantizer
+        One quantizer for each width in ``site.bits``.
+    form : Form
+        How the weights are written.
+    """
+    for site, quantizers in sites.items():
+        _insert_quantizers(model.graph, site, quantizers)
+    for entry in layers:
+        _write_weight(model.graph, entry, form)
+        if entry.input_scale is not None and entry.layer.bias is not None:
+            _write_bias(model.graph, entry, entry.input_scale)
+    if any(isinstance(entry.weight.scheme, TernaryScheme) for entry in layers) and form is not Form.INT8:
+        function = unpack_function(model.opset_imports[""])
+        model.functions[function.identifier()] = function
+        model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
+    finish(model, inline=form is Form.INLINED)
+
+
+def finish(model: ir.Model, *, inline: bool) -> None:
+    """Drop what nothing reads, write equal constants once, and give every value a name of its own.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    inline : bool
+        Whether to replace calls of model-local functions by their bodies.
+    """
+    if inline:
+        common.InlinePass()(model)
+        model.opset_imports.pop(FUNCTION_DOMAIN, None)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.DeduplicateHashedInitializersPass(size_limit=1 << 40),
+        common.NameFixPass(),
+    )(model)
+
+
+def _insert_quantizers(graph: ir.Graph, site: Site, quantizers: Mapping[int, Quantizer]) -> None:
+    tensor = site.tensor
+    # The readers are listed before the first node is added: each width takes its own.
+    readers = {bits: [node for node, width in site.readers.items() if width == bits] for bits in quantizers}
+    others = [node for node in tensor.consumers() if node not in site.readers] if site.from_integers else []
+    nodes: list[ir.Node] = []
+    source = tensor
+    widest = max(quantizers)
+    for bits in sorted(quantizers, reverse=True):
+        chain = _quantizer_nodes(graph, source, str(tensor.name), quantizers[bits])
+        nodes += chain
+        result = chain[-1].outputs[0]
+        takers = readers[bits] + (others if bits == widest else [])
+        for taker in dict.fromkeys(takers):
+            for index, value in enumerate(taker.inputs):
+                if value is tensor:
+                    taker.replace_input_with(index, result)
+        source = result
+    producer = tensor.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
+def _quantizer_nodes(graph: ir.Graph, source: ir.Value, name: str, quantizer: Quantizer) -> list[ir.Node]:
+    """Return QuantizeLinear, for 4 bits Clip, and DequantizeLinear, reading `source`."""
+    stem = f"{name}_int{quantizer.bits}"
+    scale = add_initializer(graph, f"{stem}_scale", np.float32(quantizer.scale))
+    zero = add_initializer(graph, f"{stem}_zero_point", np.uint8(quantizer.zero_point))
+    nodes = [_node("QuantizeLinear", [source, scale, zero], stem, ir.DataType.UINT8, source.shape)]
+    if quantizer.bits < 8:
+        bounds = [
+            add_initializer(graph, f"{stem}_{end}", np.uint8(bound))
+            for end, bound in zip(("lowest", "highest"), ACTIVATION_BOUNDS[quantizer.bits], strict=True)
+        ]
+        clip = [nodes[0].outputs[0], *bounds]
+        nodes.append(_node("Clip", clip, f"{stem}_clipped", ir.DataType.UINT8, source.shape))
+    last = nodes[-1].outputs[0]
+    nodes.append(
+        _node("DequantizeLinear", [last, scale, zero], f"{stem}_value", ir.DataType.FLOAT, source.shape)
+    )
+    return nodes
+
+
+def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
+    layer, tensor = entry.layer, entry.weight
+    stem = str(layer.weight.name)
+    nodes = []
+    if isinstance(tensor.scheme, TernaryScheme) and form is not Form.INT8:
+        nodes.append(_unpack_node(graph, stem, tensor))
+        w8 = nodes[0].outputs[0]
+    else:
+        w8 = add_initializer(graph, f"{stem}.w8", tensor.int8())
+    nodes.append(_dequantize_node(graph, stem, w8, tensor.row_scale, axis=tensor.channel_axis, dtype=np.int8))
+    _insert_for(graph, layer, nodes)
+    layer.node.replace_input_with(layer.weight_index, nodes[-1].outputs[0])
+
+
+def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node:
+    (plane,) = tensor.planes
+    arrays = {
+        "codes": pack_trits(plane.codes),
+        "table": TABLE,
+        "alpha": plane.alpha,
+        "group": tensor.group,
+        "shape": np.array(tensor.shape, np.int64),
+    }
+    inputs = [add_initializer(graph, f"{stem}.{name}", array) for name, array in arrays.items()]
+    node = _node(
+        FUNCTION_NAME, inputs, f"{stem}.w8", ir.DataType.INT8, ir.Shape(tensor.shape), FUNCTION_DOMAIN
+    )
+    node.attributes["axis"] = ir.AttrInt64("axis", tensor.group_axis)
+    return node
+
+
+def _write_bias(graph: ir.Graph, entry: QuantizedLayer, input_scale: float) -> None:
+    layer, row_scale = entry.layer, entry.weight.row_scale
+    assert layer.bias is not None
+    bias = layer.bias.const_value.numpy()  # type: ignore[union-attr]
+    stem = f"{layer.bias.name}"
+    integers = add_initializer(graph, f"{stem}.int32", quantize_bias(bias, input_scale, row_scale))
+    scale = np.float32(input_scale) * row_scale
+    node = _dequantize_node(graph, stem, integers, scale, axis=0, dtype=np.int32)
+    _insert_for(graph, layer, [node])
+    layer.node.replace_input_with(2, node.outputs[0])
+
+
+def _dequantize_node(
+    graph: ir.Graph, stem: str, integers: ir.Value, scale: np.ndarray, *, axis: int, dtype: type[np.generic]
+) -> ir.Node:
+    """Return ``scale * integers``; the zero points are always written (docs/architecture.md, Traps)."""
+    scale = np.asarray(scale, np.float32)
+    inputs = [
+        integers,
+        add_initializer(graph, f"{stem}.scale", scale),
+        add_initializer(graph, f"{stem}.zero_point", np.zeros(scale.shape, dtype)),
+    ]
+    node = _node("DequantizeLinear", inputs, f"{stem}.value", ir.DataType.FLOAT, integers.shape)
+    if scale.ndim:
+        node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    return node
+
+
+def _insert_for(graph: ir.Graph, layer: Layer, nodes: Sequence[ir.Node]) -> None:
+    """Insert the nodes of a weight before its layer, or first of all for a layer in a subgraph."""
+    graph.insert_before(graph[0] if layer.in_subgraph else layer.node, nodes)
+
+
+def _node(
+    op_type: str,
+    inputs: Sequence[ir.Value],
+    name: str,
+    dtype: ir.DataType,
+    shape: ir.Shape | None,
+    domain: str = "",
+) -> ir.Node:
+    """Return a node of one output; both are called `name`."""
+    node = ir.node(op_type, inputs, domain=domain, name=name)
+    node.outputs[0].name = name
+    node.outputs[0].dtype = dtype
+    node.outputs[0].shape = shape
+    return node

@@ -1,0 +1,193 @@
+"""Find the tensors between layers that are quantized, and who reads them as integers.
+
+Three kinds of operator compute on integers in an int8 engine: quantized layers; Conv and Gemm, whose
+result is requantized at once; and joints (Add, Concat, pooling) all of whose operands are integers and
+whose result goes to integers. A MatMul's result stays float unless a quantized layer reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from fgq.container import constant
+from fgq.converters.rewriting import sole_consumer
+from fgq.converters.select import Choice
+
+JOINTS = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"})
+
+LAYOUT = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+"""Operators that move integers and do not change them."""
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """A tensor that is quantized.
+
+    Parameters
+    ----------
+    tensor : onnx_ir.Value
+    readers : dict of onnx_ir.Node to int
+        The operators that read the tensor as integers, and of how many bits.
+    from_integers : bool
+        Whether an integer operator computes the tensor; then every reader takes the quantized values, so
+        that the operator's result is nothing but integers.
+    same_as : Site or None
+        The site before a pooling maximum or a change of layout, whose 8-bit quantizer holds here too.
+    """
+
+    tensor: ir.Value
+    readers: dict[ir.Node, int] = field(default_factory=dict)
+    from_integers: bool = False
+    same_as: Site | None = None
+
+    @property
+    def bits(self) -> tuple[int, ...]:
+        """The widths of the quantizers that stand here, widest first.
+
+        Readers of 4 bits stand behind the 8-bit quantizer where there are both, so that a residual
+        keeps its 8 bits.
+        """
+        widths = set(self.readers.values())
+        others = self.from_integers and any(node not in self.readers for node in self.tensor.consumers())
+        if others or not widths:
+            widths.add(8)
+        return tuple(sorted(widths, reverse=True))
+
+
+def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
+    """List the tensors of the main graph to be quantized, in graph order.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        The prepared float model.
+    choices : sequence of Choice
+        The layers that are converted.
+    """
+    layers = {choice.layer.node: choice for choice in choices if choice.activations is not None}
+    sources = {node for node, choice in layers.items() if choice.layer.op_type in ("Conv", "Gemm")}
+    joints = _joints(model.graph, layers, sources)
+    integers = joints | sources
+    leading = _leading(model.graph, joints | set(layers))
+    sites: dict[ir.Value, Site] = {}
+
+    def site(tensor: ir.Value) -> Site:
+        return sites.setdefault(tensor, Site(tensor))
+
+    for node in model.graph:
+        if node in layers:
+            choice = layers[node]
+            assert choice.activations is not None
+            site(choice.layer.activation).readers[node] = choice.activations.bits
+        elif node in joints:
+            for operand in _operands(node):
+                site(operand).readers[node] = 8
+        if node in integers and node in leading:
+            result = _result(node)
+            if not result.is_graph_output():
+                site(result).from_integers = True
+    for entry in sites.values():
+        entry.same_as = _shared(entry, sites, joints)
+    return list(sites.values())
+
+
+def _operands(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the operands of a joint that are computed."""
+    for value in node.inputs:
+        if value is not None and constant(value) is None:
+            yield value
+
+
+def _is_bound(node: ir.Node | None) -> bool:
+    """Tell whether a node is a ReLU or a clip by constants, which an integer operator absorbs."""
+    if node is None or node.domain != "":
+        return False
+    if node.op_type == "Clip":
+        return all(value is None or constant(value) is not None for value in node.inputs[1:])
+    return node.op_type == "Relu"
+
+
+def _result(node: ir.Node) -> ir.Value:
+    """Return the result of an integer operator after the bounds it absorbs."""
+    value = node.outputs[0]
+    reader = sole_consumer(value)
+    while reader is not None and reader.graph is node.graph and _is_bound(reader):
+        value = reader.outputs[0]
+        reader = sole_consumer(value)
+    return value
+
+
+def _before_layout(value: ir.Value) -> ir.Value:
+    producer = value.producer()
+    while producer is not None and producer.domain == "" and producer.op_type in LAYOUT:
+        first = producer.inputs[0]
+        assert first is not None
+        value, producer = first, first.producer()
+    return value
+
+
+def _joints(graph: ir.Graph, layers: Mapping[ir.Node, Choice], sources: set[ir.Node]) -> set[ir.Node]:
+    """Return the largest set of joints that have integers on both sides."""
+    joints = {
+        node
+        for node in graph
+        if node.domain == ""
+        and node.op_type in JOINTS
+        and all(constant(value) is None for value in node.inputs if value is not None)
+        and not any(output.uses() for output in node.outputs[1:])
+    }
+    read_by_layers = {choice.layer.activation for choice in layers.values()}
+
+    def from_integers(value: ir.Value) -> bool:
+        if value in read_by_layers:
+            return True
+        producer = _before_layout(value).producer()
+        while producer is not None and _is_bound(producer):
+            operand = producer.inputs[0]
+            assert operand is not None
+            producer = _before_layout(operand).producer()
+        return producer in sources or producer in joints
+
+    def to_integers(value: ir.Value) -> bool:
+        return any(
+            reader in layers
+            or reader in joints
+            or ((reader.op_type in LAYOUT or _is_bound(reader)) and to_integers(reader.outputs[0]))
+            for reader in value.consumers()
+            if reader.graph is graph
+        )
+
+    while True:
+        kept = {
+            node
+            for node in joints
+            if all(from_integers(value) for value in _operands(node)) and to_integers(node.outputs[0])
+        }
+        if kept == joints:
+            return joints
+        joints = kept
+
+
+def _leading(graph: ir.Graph, goals: set[ir.Node]) -> set[ir.Node]:
+    """Return the nodes of the graph from which a goal is reached."""
+    leading: set[ir.Node] = set()
+    for node in reversed(graph):
+        readers = (reader for output in node.outputs for reader in output.consumers())
+        if any(reader in goals or reader in leading for reader in readers):
+            leading.add(node)
+    return leading
+
+
+def _shared(site: Site, sites: Mapping[ir.Value, Site], joints: set[ir.Node]) -> Site | None:
+    if 8 not in site.bits:
+        return None
+    producer = site.tensor.producer()
+    if producer in joints and producer is not None and producer.op_type == "MaxPool":
+        before = producer.inputs[0]
+    else:
+        before = _before_layout(site.tensor)
+    found = sites.get(before) if before is not None and before is not site.tensor else None
+    return found if found is not None and 8 in found.bits else None

@@ -1,0 +1,207 @@
+"""`Session`: run a converted model, in the shape of onnxruntime's InferenceSession."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from fgq import onnx_file
+from fgq.errors import ConfigError, DataError, ModelError
+from fgq.kernels.dispatch import Wish
+from fgq.runtime.execute import LayerStep
+from fgq.runtime.plan import Segment, plan
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeArg:
+    """The name, shape and type of an input or output, as onnxruntime describes them.
+
+    Parameters
+    ----------
+    name : str
+    shape : list of int, str or None
+        A name or None stands for a dimension that may vary.
+    type : str
+        Such as ``tensor(float)``.
+    """
+
+    name: str
+    shape: list[int | str | None]
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """One step of a session: what runs it, and what it runs.
+
+    Parameters
+    ----------
+    name : str
+        The layer, or the outputs of a segment.
+    kernel : str
+        The kernel, or ``onnxruntime``.
+    """
+
+    name: str
+    kernel: str
+
+
+class _OnnxruntimeStep:
+    def __init__(self, segment: Segment, threads: int | None) -> None:
+        self.inputs, self.outputs = segment.inputs, segment.outputs
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            ir.to_proto(segment.model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def run(self, values: dict[str, NDArray[Any]]) -> None:
+        feeds = {name: values[name] for name in self.inputs}
+        values.update(zip(self.outputs, self._session.run(list(self.outputs), feeds), strict=True))
+
+
+class Session:
+    """A converted model, its quantized layers run by fgq's kernels and all else by onnxruntime.
+
+    The integers are those of onnxruntime on the same file. A float model runs whole in onnxruntime.
+
+    Parameters
+    ----------
+    path_or_bytes : path-like or bytes
+        A model file, or its contents.
+    kernels : str or Wish
+        ``auto``, ``multiplication-free`` (ternary layers by additions; 8-bit layers as in ``auto``, see
+        `steps`) or ``reference``.
+    threads : int, optional
+        Threads of the onnxruntime parts; its own choice if not given.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read or planned.
+    ConfigError
+        If `kernels` is no known wish.
+
+    Examples
+    --------
+    >>> session = Session("model.onnx")                              # doctest: +SKIP
+    >>> logits, = session.run(["logits"], {"image": image})          # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        *,
+        kernels: str | Wish = Wish.AUTO,
+        threads: int | None = None,
+    ) -> None:
+        try:
+            wish = Wish(kernels)
+        except ValueError:
+            raise ConfigError(f"kernels: found {kernels!r}, wanted one of {', '.join(Wish)}") from None
+        model = _load(path_or_bytes)
+        self._inputs = [_describe(value) for value in model.graph.inputs]
+        self._outputs = [_describe(value) for value in model.graph.outputs]
+        self._constants = {
+            str(value.name): value.const_value.numpy()
+            for value in model.graph.outputs
+            if value.const_value is not None
+        }
+        self._steps: list[_OnnxruntimeStep | LayerStep] = [
+            _OnnxruntimeStep(step, threads) if isinstance(step, Segment) else LayerStep(step, wish)
+            for step in plan(model)
+        ]
+
+    def get_inputs(self) -> list[NodeArg]:
+        """Return the model's inputs."""
+        return list(self._inputs)
+
+    def get_outputs(self) -> list[NodeArg]:
+        """Return the model's outputs."""
+        return list(self._outputs)
+
+    def steps(self) -> list[StepInfo]:
+        """Return the steps of the session in the order in which they run."""
+        return [
+            StepInfo(name=step.layer.name, kernel=step.kernel)
+            if isinstance(step, LayerStep)
+            else StepInfo(name=", ".join(step.outputs), kernel="onnxruntime")
+            for step in self._steps
+        ]
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Feeds) -> list[NDArray[Any]]:
+        """Compute outputs.
+
+        Parameters
+        ----------
+        output_names : sequence of str or None
+            Which outputs, in which order; None for all.
+        input_feed : mapping of str to ndarray
+            An array for each input.
+
+        Returns
+        -------
+        list of ndarray
+
+        Raises
+        ------
+        DataError
+            If an input is missing or unknown, or an output has no such name.
+        """
+        known = [output.name for output in self._outputs]
+        wanted = known if output_names is None else list(output_names)
+        for name in wanted:
+            if name not in known:
+                raise DataError(f"output {name!r}: not of this model, wanted one of {', '.join(known)}")
+        values = {**self._constants, **self._checked(input_feed)}
+        for step in self._steps:
+            if isinstance(step, LayerStep):
+                values[str(step.layer.result.name)] = step(values[str(step.layer.source.name)])
+            else:
+                step.run(values)
+        return [values[name] for name in wanted]
+
+    def _checked(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
+        names = {value.name for value in self._inputs}
+        if set(feeds) != names:
+            found, wanted = (", ".join(sorted(some)) or "none" for some in (feeds, names))
+            raise DataError(f"inputs: found {found}, wanted {wanted}")
+        return {name: np.asarray(array) for name, array in feeds.items()}
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Session cannot be pickled: make one in each process, from the model's path")
+
+
+def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
+    if isinstance(path_or_bytes, bytes):
+        try:
+            model = onnx_file.from_proto(onnx.ModelProto.FromString(path_or_bytes))
+        except DecodeError:
+            raise ModelError("bytes: found something else, wanted an ONNX model") from None
+    else:
+        model = onnx_file.load(path_or_bytes)
+    model.graph.sort()
+    common.ShapeInferencePass(strict_mode=False)(model)
+    return model
+
+
+def _describe(value: ir.Value) -> NodeArg:
+    shape: list[int | str | None] = [
+        dim if isinstance(dim, int) else dim.value for dim in (value.shape or ())
+    ]
+    dtype = "float" if value.dtype is None else str(value.dtype).lower()
+    return NodeArg(name=str(value.name), shape=shape, type=f"tensor({dtype})")
