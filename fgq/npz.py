@@ -1,0 +1,111 @@
+"""Reading .npz files that may be damaged or hostile: no pickle, sizes checked before data are read."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Shape and type of an array that need not be in memory."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+# What zipfile, zlib and numpy.lib.format raise for damaged, encrypted or oversized archives.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """Read the shapes and types of a file's arrays without their data.
+
+    Parameters
+    ----------
+    path : Path
+        A file as written by ``numpy.savez``.
+
+    Returns
+    -------
+    dict of str to Header
+        By key.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, an array is not as long as its header says, or holds Python objects.
+    """
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                with archive.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = np.lib.format.read_array_header_2_0
+                    if version == (1, 0):
+                        read = np.lib.format.read_array_header_1_0
+                    shape, _, dtype = read(file)
+                    end = file.tell() + math.prod(shape) * dtype.itemsize
+                if dtype.hasobject:
+                    raise DataError(f"{path}: found Python objects in {name!r}, wanted an array of numbers")
+                if end != member.file_size:
+                    raise ValueError(f"array {name!r} is cut short")
+                headers[name] = Header(shape, dtype)
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
+    return headers
+
+
+def read_array(path: Path, name: str) -> NDArray[Any]:
+    """Read one array.
+
+    Parameters
+    ----------
+    path : Path
+        A file whose headers `read_headers` has accepted.
+    name : str
+        The array's key.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read or do not fit into memory.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array: NDArray[Any] = archive[name]
+            return array
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return DataError(f"{path}: found no readable .npz file ({reason}), wanted one by numpy.savez")
