@@ -1,0 +1,193 @@
+"""What weights mean to every kernel, and what is refused before a kernel sees it.
+
+    w8[m, .., k] = alpha[m, .., g(k)] * code[m, .., k]                                an int8, |w8| <= 127
+    acc[m]       = sum over k of w8[m, k] * (x[k] - x_zero)  +  bias[m]               an int32
+
+The sum fits: for each row the largest and the smallest value that any activations 0..255 can give are
+computed here, exactly, and a row that could leave int32 is refused. Without bias no row of up to 66,000
+weights can, since 66,000 * 255 * 127 < 2**31.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.errors import KernelError
+
+_INT32 = np.iinfo(np.int32)
+
+
+def int8_weights(
+    codes: NDArray[np.int8], alpha: NDArray[np.uint8], group: NDArray[np.int32]
+) -> NDArray[np.int8]:
+    """Return ``w8 = alpha * code``.
+
+    Parameters
+    ----------
+    codes : ndarray of int8, shape (M, .., K)
+        Small integers, groups along the last axis.
+    alpha : ndarray of uint8, shape (M, .., G)
+        Group scales.
+    group : ndarray of int32, shape (K,)
+        The group of each position on the last axis.
+
+    Raises
+    ------
+    KernelError
+        If a product is not an int8 of magnitude 127 at most.
+    """
+    wide = np.take(alpha, group, axis=-1).astype(np.int16)
+    wide *= codes  # 255 * 128 < 2**15
+    lowest, highest = int(wide.min()), int(wide.max())
+    if lowest < -127 or highest > 127:
+        raise KernelError(f"alpha * code: found {lowest}..{highest}, wanted -127..127")
+    return wide.astype(np.int8)
+
+
+def check_matmul_weights(
+    codes: NDArray[np.int8],
+    alpha: NDArray[np.uint8],
+    group: NDArray[np.int32],
+    bias: NDArray[np.int32],
+    x_zero: int,
+) -> None:
+    """Refuse weights that break the layout or the range of a matrix product.
+
+    Parameters
+    ----------
+    codes : ndarray of int8, shape (M, K)
+        Small integers.
+    alpha : ndarray of uint8, shape (M, G)
+        Group scales.
+    group : ndarray of int32, shape (K,)
+        The group of each position along K: 0, .., 0, 1, .., G - 1.
+    bias : ndarray of int32, shape (M,)
+        Added to the sums.
+    x_zero : int
+        Zero point of the activations, 0..255.
+
+    Raises
+    ------
+    KernelError
+        Naming the first argument that does not fit, what was found and what was wanted.
+    """
+    _check_array("codes", codes, np.int8, (None, None))
+    _check_weights(codes, alpha, group, bias, x_zero)
+
+
+def check_conv2d_weights(
+    codes: NDArray[np.int8],
+    alpha: NDArray[np.uint8],
+    group: NDArray[np.int32],
+    bias: NDArray[np.int32],
+    x_zero: int,
+    groups: int,
+) -> None:
+    """Refuse weights that break the layout or the range of a convolution.
+
+    Parameters
+    ----------
+    codes : ndarray of int8, shape (M, kh, kw, C / groups)
+        Small integers.
+    alpha : ndarray of uint8, shape (M, kh, kw, G)
+        Group scales.
+    group : ndarray of int32, shape (C / groups,)
+        The group of each input channel: 0, .., 0, 1, .., G - 1.
+    bias : ndarray of int32, shape (M,)
+        Added to the sums.
+    x_zero : int
+        Zero point of the activations, 0..255.
+    groups : int
+        Conv groups.
+
+    Raises
+    ------
+    KernelError
+        Naming the first argument that does not fit, what was found and what was wanted.
+    """
+    _check_array("codes", codes, np.int8, (None, None, None, None))
+    if codes.shape[0] % groups:
+        raise KernelError(
+            f"codes: found {codes.shape[0]} output channels, wanted a multiple of {groups} groups"
+        )
+    _check_weights(codes, alpha, group, bias, x_zero)
+
+
+def _check_weights(
+    codes: NDArray[np.int8],
+    alpha: NDArray[np.uint8],
+    group: NDArray[np.int32],
+    bias: NDArray[np.int32],
+    x_zero: int,
+) -> None:
+    _check_array("group", group, np.int32, codes.shape[-1:])
+    if group[0] != 0 or not np.isin(np.diff(group), (0, 1)).all():
+        raise KernelError("group: found a gap or a decrease, wanted 0, .., 1, .., in order")
+    _check_array("alpha", alpha, np.uint8, (*codes.shape[:-1], int(group[-1]) + 1))
+    _check_array("bias", bias, np.int32, codes.shape[:1])
+    if not 0 <= x_zero <= 255:
+        raise KernelError(f"x_zero: found {x_zero}, wanted 0..255")
+
+    rows = int8_weights(codes, alpha, group).reshape(codes.shape[0], -1)
+    plus = np.maximum(rows, 0).sum(axis=1, dtype=np.int64)
+    minus = np.minimum(rows, 0).sum(axis=1, dtype=np.int64)
+    lowest = int((minus * (255 - x_zero) - plus * x_zero + bias).min())
+    highest = int((plus * (255 - x_zero) - minus * x_zero + bias).max())
+    if lowest < _INT32.min or highest > _INT32.max:
+        raise KernelError(
+            f"sums: found rows that can reach {lowest}..{highest}, wanted an int32; "
+            "split the reduction or use a larger row scale"
+        )
+
+
+def check_ternary(codes: NDArray[np.int8]) -> None:
+    """Refuse codes other than -1, 0 and 1.
+
+    Parameters
+    ----------
+    codes : ndarray of int8
+        Any shape.
+
+    Raises
+    ------
+    KernelError
+        Saying what was found.
+    """
+    if codes.size and not (-1 <= codes.min() and codes.max() <= 1):
+        raise KernelError(f"codes: found {codes.min()}..{codes.max()}, wanted the ternary -1..1")
+
+
+def check_activations(x: NDArray[np.uint8], rank: int, channels: int) -> None:
+    """Refuse activations of another dtype, rank or number of channels.
+
+    Parameters
+    ----------
+    x : ndarray of uint8, shape (.., channels)
+        Quantized activations, channels last.
+    rank : int
+        2 for a matrix product, 4 for a convolution.
+    channels : int
+        Length of the last axis.
+
+    Raises
+    ------
+    KernelError
+        Saying what was found and what was wanted.
+    """
+    if x.dtype != np.uint8 or x.ndim != rank or x.shape[-1] != channels:
+        axes = ", ".join(["*"] * (rank - 1) + [str(channels)])
+        raise KernelError(f"x: found {x.dtype}{list(x.shape)}, wanted uint8[{axes}]")
+
+
+def _check_array(
+    name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> None:
+    fits = array.ndim == len(shape) and all(
+        found > 0 and wanted in (None, found) for found, wanted in zip(array.shape, shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        axes = ", ".join("*" if wanted is None else str(wanted) for wanted in shape)
+        raise KernelError(
+            f"{name}: found {array.dtype}{list(array.shape)}, wanted {np.dtype(dtype)}[{axes}], none empty"
+        )

@@ -1,0 +1,83 @@
+"""The public functions of the package."""
+
+import doctest
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fgq.kernels
+from fgq.errors import KernelError
+from fgq.kernels import ternary_conv2d, ternary_matmul
+
+RNG = np.random.default_rng(8)
+CODES = RNG.integers(-1, 2, (6, 3, 3, 10), dtype=np.int8)
+ALPHA = RNG.integers(0, 128, (6, 3, 3, 3), dtype=np.uint8)
+GROUP = (np.arange(10) // 4).astype(np.int32)
+BIAS = RNG.integers(-1000, 1000, 6, dtype=np.int32)
+IMAGE = RNG.integers(0, 256, (2, 7, 8, 10), dtype=np.uint8)
+KERNELS = ["auto", "reference", "multiplication-free"]
+
+
+def test_examples():
+    results = doctest.testmod(fgq.kernels)
+    assert results.failed == 0
+    assert results.attempted > 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_matmul_is_its_formula(kernel):
+    codes, alpha = CODES[:, 0, 0], ALPHA[:, 0, 0]
+    x = IMAGE.reshape(-1, 10)
+    w8 = codes * alpha[:, GROUP].astype(np.int32)
+    acc = ternary_matmul(x, codes, alpha, GROUP, x_zero=9, bias=BIAS, kernel=kernel)
+    np.testing.assert_array_equal(acc, (x.astype(np.int32) - 9) @ w8.T + BIAS)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_conv2d_is_a_sum_of_matmuls_over_the_taps(kernel):
+    acc = ternary_conv2d(IMAGE, CODES, ALPHA, GROUP, x_zero=9, bias=BIAS, kernel=kernel)
+    wanted = np.zeros((2, 5, 6, 6), np.int32) + BIAS
+    for i in range(3):
+        for j in range(3):
+            w8 = CODES[:, i, j] * ALPHA[:, i, j][:, GROUP].astype(np.int32)
+            wanted += (IMAGE[:, i : i + 5, j : j + 6].astype(np.int32) - 9) @ w8.T
+    np.testing.assert_array_equal(acc, wanted)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_conv2d_of_single_channels(kernel):
+    codes, alpha = CODES[..., :1], ALPHA[..., :1]
+    geometry = {"groups": 6, "pads": (0, 1, 2, 1), "strides": (2, 1)}
+    acc = ternary_conv2d(IMAGE[..., :6], codes, alpha, np.zeros(1, np.int32), **geometry, kernel=kernel)
+    padded = np.pad(IMAGE[..., :6], ((0, 0), (0, 2), (1, 1), (0, 0))).astype(np.int32)
+    taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2]
+    w8 = (codes * alpha.astype(np.int32))[..., 0]
+    np.testing.assert_array_equal(acc, np.einsum("bhwmij,mij->bhwm", taps, w8))
+
+
+def test_unknown_kernels_are_refused_with_the_choices():
+    with pytest.raises(KernelError, match="found 'fast', wanted one of auto, reference, multiplication-free"):
+        ternary_matmul(IMAGE[0, 0], CODES[:, 0, 0], ALPHA[:, 0, 0], GROUP, kernel="fast")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_other_codes_are_refused(kernel):
+    with pytest.raises(KernelError, match="ternary"):
+        ternary_matmul(IMAGE[0, 0], CODES[:, 0, 0] * np.int8(2), ALPHA[:, 0, 0] // 2, GROUP, kernel=kernel)
+    with pytest.raises(KernelError, match="ternary"):
+        ternary_conv2d(IMAGE, CODES * np.int8(2), ALPHA // 2, GROUP, kernel=kernel)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(KernelError, match=r"codes: found int8\[10\]"):
+        ternary_matmul(IMAGE[0, 0], CODES[0, 0, 0], ALPHA[0, 0, 0], GROUP)
+    with pytest.raises(KernelError, match=r"x: found uint8\[2, 7, 8, 9\]"):
+        ternary_conv2d(IMAGE[..., :9], CODES, ALPHA, GROUP)
+
+
+def test_importing_the_package_does_not_load_numba():
+    code = "import sys, fgq.kernels; print('numba' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
