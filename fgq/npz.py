@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,6 @@ class Header:
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"
-
-
-# What zipfile, zlib and numpy.lib.format raise for damaged, encrypted or oversized archives.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def read_headers(path: Path) -> dict[str, Header]:
@@ -74,7 +60,9 @@ def read_headers(path: Path) -> dict[str, Header]:
                 if end != member.file_size:
                     raise ValueError(f"array {name!r} is cut short")
                 headers[name] = Header(shape, dtype)
-    except _DAMAGE as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever zipfile, its decompressors and numpy raise for hostile bytes
         raise _unreadable(path, error) from None
     return headers
 
@@ -102,7 +90,7 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
         with np.load(path, allow_pickle=False) as archive:
             array: NDArray[Any] = archive[name]
             return array
-    except _DAMAGE as error:
+    except Exception as error:  # as above
         raise _unreadable(path, error) from None
 
 

@@ -74,6 +74,21 @@ def test_every_truncation_is_refused(tmp_path, save):
             read(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_under_any_compression(tmp_path, method):
+    np.save(tmp_path / "x.npy", ROWS)
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+        place = archive.getinfo("x.npy").compress_size // 2
+    np.testing.assert_array_equal(read(path)["x"], ROWS)
+    content = bytearray(path.read_bytes())
+    content[place + 40 : place + 60] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="found no readable"):
+        read(path)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255), st.booleans())
 def test_any_changed_byte_is_refused_or_harmless(tmp_path_factory, place, byte, compressed):
