@@ -77,7 +77,7 @@ class _Part(Protocol):
 class Samples:
     """Samples for a model's inputs, read part by part while batches are drawn.
 
-    At most one part (a file) and one batch are in memory; the samples can be gone through many times.
+    At most two parts (files) and one batch are in memory; the samples can be gone through many times.
 
     Parameters
     ----------
