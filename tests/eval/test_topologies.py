@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -222,6 +224,14 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
 def test_a_missing_package_names_its_extra() -> None:
     with pytest.raises(ConfigError, match=r"no_such_package.*fgq\[text\]"):
         require("no_such_package", "text")
+
+
+def test_importing_the_scripts_does_not_import_torch(tmp_path: Path) -> None:
+    code = "import sys, fgq.eval.topologies, fgq.eval.retrieval; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "False\n"
 
 
 def test_the_script_writes_the_model(tmp_path: Path) -> None:
