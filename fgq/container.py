@@ -158,6 +158,26 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     return tensor
 
 
+def unpacked(node: ir.Node) -> NDArray[np.int8]:
+    """Return the int8 weights that a call of ``fgq::Unpack`` computes.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+
+    Raises
+    ------
+    ModelError
+        If its arrays do not fit each other.
+    """
+    axis = node.attributes.get_int("axis", -1)
+    plane, group = _read_unpack(node, axis)
+    try:
+        return plane.codes * np.take(plane.alpha, group, axis).astype(np.int8)
+    except (IndexError, ValueError) as error:
+        raise ModelError(f"{node.name}: found arrays that do not fit each other ({error})") from None
+
+
 def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32]]:
     arrays = [constant(value) for value in node.inputs]
     if len(arrays) != len(FUNCTION_INPUTS) or any(array is None for array in arrays):

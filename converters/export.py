@@ -1,0 +1,106 @@
+"""Out of the pipeline again: a converted model as plain int8, without functions, or as float."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+import onnx_ir as ir
+
+from fgq.container import FUNCTION_DOMAIN, constant, is_unpack, unpacked
+from fgq.converters.quantized_graph import finish
+from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.errors import ModelError
+
+
+class ExportForm(StrEnum):
+    """What a converted model is written as."""
+
+    INT8 = "int8"
+    """Quantize and dequantize nodes around int8 weights, for any engine that knows these."""
+    INLINED = "inlined"
+    """As packed, with the function's operators in its place."""
+    FLOAT = "float"
+    """Float operators and weights alone; the weights keep their quantized values."""
+
+
+def export(model: ir.Model, form: ExportForm) -> None:
+    """Rewrite a converted model in place.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        A model of the packed or the int8 form.
+    form : ExportForm
+
+    Raises
+    ------
+    ModelError
+        If the model holds no quantized weights of these forms.
+    """
+    graph = model.graph
+    calls = [node for node in graph if is_unpack(node)]
+    weights = [node for node in graph if _is_weight(node)]
+    if not calls and not weights:
+        raise ModelError(
+            "model: found no packed and no int8 weights, wanted a model converted by fgq convert"
+        )
+    if form is not ExportForm.INLINED:
+        for node in calls:
+            _replace(graph, node, unpacked(node))
+        model.opset_imports.pop(FUNCTION_DOMAIN, None)
+        for identifier in [key for key in model.functions if key[0] == FUNCTION_DOMAIN]:
+            del model.functions[identifier]
+    if form is ExportForm.FLOAT:
+        for node in [node for node in graph if _is_weight(node)]:
+            _replace(graph, node, _dequantized(node))
+        for node in list(graph):
+            _drop_quantizer(graph, node)
+    finish(model, inline=form is ExportForm.INLINED)
+
+
+def _is_weight(node: ir.Node) -> bool:
+    """Tell whether a node dequantizes constants."""
+    return node.op_type == "DequantizeLinear" and node.domain == "" and constant(node.inputs[0]) is not None
+
+
+def _dequantized(node: ir.Node) -> np.ndarray:
+    integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
+    if integers is None or scale is None or zero is None or node.attributes.get_int("block_size", 0):
+        raise ModelError(
+            f"{node.name}: found scales that are computed or blocked, wanted constants per channel"
+        )
+    along = [1] * integers.ndim
+    if scale.ndim:
+        along[node.attributes.get_int("axis", 1)] = -1
+    centred = integers.astype(np.int32) - zero.astype(np.int32).reshape(along if zero.ndim else ())
+    return (centred.astype(np.float32) * scale.reshape(along if scale.ndim else ())).astype(np.float32)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> None:
+    """Put a constant in the place of a node."""
+    output = node.outputs[0]
+    name = str(output.name)
+    output.name = f"{name}_computed"
+    redirect(output, add_initializer(graph, name, array))
+    graph.remove(node, safe=True)
+
+
+def _drop_quantizer(graph: ir.Graph, node: ir.Node) -> None:
+    """Let the readers of a dequantized activation read the float tensor behind its quantizer."""
+    if node.op_type != "DequantizeLinear" or node.domain != "":
+        return
+    producer = None if node.inputs[0] is None else node.inputs[0].producer()
+    if producer is not None and producer.op_type == "Clip":
+        producer = None if producer.inputs[0] is None else producer.inputs[0].producer()
+    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
+        return
+    output, source = node.outputs[0], producer.inputs[0]
+    if output.is_graph_output():
+        copy = ir.node("Identity", [source], name=f"{node.name}_copy")
+        graph.insert_after(node, [copy])
+        redirect(output, copy.outputs[0])
+        take_name(output, copy.outputs[0], "_dequantized")
+    else:
+        redirect(output, source)

@@ -1,0 +1,115 @@
+"""Run a converted file in onnxruntime and in fgq, and measure the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from fgq.errors import ModelError
+from fgq.onnx_file import first_line
+from fgq.quantize import signal_to_noise_db
+from fgq.report import OutputCheck, SelfCheck
+from fgq.runtime import Session
+
+Feed = Mapping[str, NDArray[Any]]
+
+
+def onnxruntime_session(model: str | Path | bytes, name: str) -> onnxruntime.InferenceSession:
+    """Return an onnxruntime session on the CPU that prints nothing.
+
+    Parameters
+    ----------
+    model : path-like or bytes
+    name : str
+        What an error calls the model.
+
+    Raises
+    ------
+    ModelError
+        If onnxruntime refuses the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        raise ModelError(f"{name}: onnxruntime refuses it ({first_line(error)})") from None
+
+
+def self_check(path: Path, feed: Feed, float_outputs: Sequence[NDArray[Any]], *, data: str) -> SelfCheck:
+    """Run a converted file twice in onnxruntime and once in fgq.
+
+    Parameters
+    ----------
+    path : Path
+        The converted model.
+    feed : mapping of str to ndarray
+        A few samples.
+    float_outputs : sequence of ndarray
+        What the float model gives for them, in the order of the model's outputs.
+    data : str
+        What the samples are, for the report.
+
+    Raises
+    ------
+    ModelError
+        If onnxruntime or fgq cannot run the file.
+    """
+    session = onnxruntime_session(path, "converted model")
+    try:
+        first, second = (session.run(None, dict(feed)) for _ in range(2))
+    except Exception as error:
+        raise ModelError(f"converted model: onnxruntime cannot run it ({first_line(error)})") from None
+    ours = Session(path).run(None, feed)
+    names = [output.name for output in session.get_outputs()]
+    return SelfCheck(
+        samples=next((array.shape[0] for array in feed.values() if array.ndim), 1),
+        data=data,
+        repeatable=all(
+            np.array_equal(a, b, equal_nan=_is_float(a)) for a, b in zip(first, second, strict=True)
+        ),
+        outputs=tuple(
+            _compare(name, theirs, mine, exact)
+            for name, theirs, mine, exact in zip(names, first, ours, float_outputs, strict=True)
+            if isinstance(theirs, np.ndarray) and theirs.dtype.kind in "fiub"
+        ),
+    )
+
+
+def few_samples(feed: Feed, free_batch: bool, count: int = 2) -> dict[str, NDArray[Any]]:
+    """Cut a feed to its first samples, where the model leaves the batch size open.
+
+    Parameters
+    ----------
+    feed : mapping of str to ndarray
+    free_batch : bool
+        Whether every input has a batch axis of any length.
+    count : int
+        How many samples to keep.
+    """
+    if not free_batch:
+        return dict(feed)
+    return {name: array[:count] for name, array in feed.items()}
+
+
+def _is_float(array: NDArray[Any]) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _compare(name: str, theirs: NDArray[Any], ours: NDArray[Any], exact: NDArray[Any]) -> OutputCheck:
+    reference = theirs.astype(np.float64)
+    largest = float(np.abs(reference).max(initial=0.0))
+    difference = float(np.abs(reference - ours).max(initial=0.0))
+    return OutputCheck(
+        name=name,
+        engines_difference=difference / largest if largest else difference,
+        engines_equal=bool(np.array_equal(theirs, ours, equal_nan=_is_float(theirs))),
+        signal_to_noise_db=signal_to_noise_db(exact, reference),
+    )

@@ -1,0 +1,125 @@
+"""Top-1 accuracy of classifiers on the same samples, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.data import Samples
+from fgq.errors import DataError
+from fgq.eval.stats import Estimate, paired_bootstrap, wilson_interval
+
+BATCH = 64
+"""Samples that are run together."""
+
+
+class Runner(Protocol):
+    """What evaluation needs of a runtime: onnxruntime's InferenceSession and `fgq.Session` have it."""
+
+    def run(self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Compute outputs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """The top-1 accuracy of one model.
+
+    Parameters
+    ----------
+    samples : int
+    top1 : Estimate
+        With its 95 % Wilson interval.
+    difference : Estimate or None
+        From the first model, with the 95 % interval of the paired bootstrap; None for the first itself.
+    predictions : ndarray of int64, shape (samples,)
+    """
+
+    samples: int
+    top1: Estimate
+    difference: Estimate | None
+    predictions: NDArray[np.int64]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the predictions, as plain values."""
+        return {
+            "samples": self.samples,
+            "top1": asdict(self.top1),
+            "difference": None if self.difference is None else asdict(self.difference),
+        }
+
+
+def top1(
+    sessions: Mapping[str, Runner],
+    samples: Samples,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> dict[str, Accuracy]:
+    """Measure classifiers on the same samples.
+
+    Parameters
+    ----------
+    sessions : mapping of str to session
+        The classifiers by name; the first output of each holds a score per class on its last axis.
+    samples : Samples
+        With labels.
+    progress : callable, optional
+        Called as ``progress(name, done, total)``.
+
+    Returns
+    -------
+    dict of str to Accuracy
+        In the order of `sessions`.
+
+    Raises
+    ------
+    DataError
+        If the samples have no labels, or more classes than a model.
+    """
+    if samples.labels is None:
+        raise DataError("evaluation data: found no labels, wanted a class for each sample (key 'labels')")
+    results: dict[str, Accuracy] = {}
+    first: NDArray[np.bool_] | None = None
+    for name, session in sessions.items():
+        predictions = _predict(name, session, samples, progress)
+        hits = predictions == samples.labels
+        correct = int(hits.sum())
+        estimate = Estimate(correct / hits.size, *wilson_interval(correct, hits.size))
+        results[name] = Accuracy(
+            samples=hits.size,
+            top1=estimate,
+            difference=None if first is None else paired_bootstrap(hits, first),
+            predictions=predictions,
+        )
+        first = hits if first is None else first
+    return results
+
+
+def _predict(
+    name: str,
+    session: Runner,
+    samples: Samples,
+    progress: Callable[[str, int, int | None], None] | None,
+) -> NDArray[np.int64]:
+    assert samples.labels is not None
+    predictions: list[NDArray[np.int64]] = []
+    done = 0
+    for feed in samples.batches(BATCH):
+        scores = session.run(None, feed)[0]
+        length = len(next(iter(feed.values())))
+        if scores.ndim < 2 or scores.shape[0] != length:
+            raise DataError(
+                f"{name}: found a first output of shape {list(scores.shape)} for {length} samples, "
+                "wanted a score per class for each sample"
+            )
+        scores = scores.reshape(length, -1)
+        highest = int(samples.labels.max())
+        if highest >= scores.shape[1]:
+            raise DataError(f"{name}: found label {highest} for a model of {scores.shape[1]} classes")
+        predictions.append(scores.argmax(axis=1))
+        done += length
+        if progress is not None:
+            progress(name, done, len(samples))
+    return np.concatenate(predictions).astype(np.int64)

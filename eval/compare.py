@@ -1,0 +1,168 @@
+"""Where a converted model departs from its float model: the error of each layer on real activations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq import onnx_file
+from fgq.converters.self_check import onnxruntime_session
+from fgq.errors import ModelError
+
+OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerError:
+    """The error of one tensor, accumulated from the model's input to it.
+
+    Parameters
+    ----------
+    name : str
+        The tensor.
+    layer : str
+        The node that computes it; ``output`` is said of the model's outputs.
+    operator : str
+    signal_to_noise_db : float
+        ``10 log10(sum(f^2) / sum((f - c)^2))`` of float f and converted c.
+    cosine : float
+        The cosine between both, taken as vectors.
+    """
+
+    name: str
+    layer: str
+    operator: str
+    signal_to_noise_db: float
+    cosine: float
+
+
+class _Sums:
+    """Sums over all samples from which ratio and cosine follow."""
+
+    def __init__(self) -> None:
+        self.signal = self.noise = self.product = self.power = 0.0
+
+    def add(self, exact: NDArray[Any], found: NDArray[Any]) -> None:
+        f, c = exact.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+        self.signal += float(f @ f)
+        self.power += float(c @ c)
+        self.product += float(f @ c)
+        self.noise += float((f - c) @ (f - c))
+
+    @property
+    def decibels(self) -> float:
+        if self.noise == 0.0:
+            return float("inf")
+        return float(10 * np.log10(self.signal / self.noise)) if self.signal else float("-inf")
+
+    @property
+    def cosine(self) -> float:
+        length = float(np.sqrt(self.signal * self.power))
+        return self.product / length if length else 1.0
+
+
+def compare(
+    float_model: str | os.PathLike[str],
+    converted: str | os.PathLike[str],
+    batches: Iterable[Mapping[str, NDArray[Any]]],
+    progress: Callable[[int], None] | None = None,
+) -> list[LayerError]:
+    """Run both models on the same samples and compare every layer's result that both compute.
+
+    Parameters
+    ----------
+    float_model, converted : path-like
+    batches : iterable of feeds
+    progress : callable, optional
+        Called with the number of samples done.
+
+    Returns
+    -------
+    list of LayerError
+        In the order in which the converted model computes them, its outputs last.
+
+    Raises
+    ------
+    ModelError
+        If a model cannot be read or run, or the two share no layer's result and no output.
+    """
+    reference, candidate = onnx_file.load(float_model), onnx_file.load(converted)
+    shared = _shared_results(reference, candidate)
+    names = [value.name for value in shared]
+    sessions = [
+        onnxruntime_session(_exposing(model, names), str(path))
+        for model, path in ((reference, float_model), (candidate, converted))
+    ]
+    sums = {name: _Sums() for name in names}
+    done = 0
+    for feed in batches:
+        exact, found = (_run(session, names, feed) for session in sessions)
+        for name, f, c in zip(names, exact, found, strict=True):
+            sums[name].add(f, c)
+        done += len(next(iter(feed.values())))
+        if progress is not None:
+            progress(done)
+    return [
+        LayerError(
+            name=name,
+            layer="output" if value.is_graph_output() else _layer_name(value),
+            operator=_operator(value),
+            signal_to_noise_db=sums[name].decibels,
+            cosine=sums[name].cosine,
+        )
+        for name, value in zip(names, shared, strict=True)
+    ]
+
+
+def _shared_results(reference: ir.Model, candidate: ir.Model) -> list[ir.Value]:
+    """Return the layers' results and the outputs of the candidate that the reference has by name."""
+    known = {value.name for node in reference.graph for value in node.outputs}
+    shared = [
+        node.outputs[0]
+        for node in candidate.graph
+        if node.op_type in OPERATORS
+        and node.outputs[0].name in known
+        and not node.outputs[0].is_graph_output()
+    ]
+    shared += [value for value in candidate.graph.outputs if value.name in known]
+    if not shared:
+        raise ModelError("comparison: found no layer and no output that both models have by name")
+    return shared
+
+
+def _exposing(model: ir.Model, names: Sequence[str | None]) -> bytes:
+    """Return the model with the named values as its outputs, serialized."""
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    model.graph.outputs.clear()
+    for name in names:
+        value = values[name]
+        if value.dtype is None:
+            value.dtype = ir.DataType.FLOAT
+        model.graph.outputs.append(value)
+    ir.external_data.load_to_model(model)
+    return ir.to_proto(model).SerializeToString()
+
+
+def _run(session: Any, names: Sequence[str | None], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    try:
+        return list(session.run(names, dict(feed)))
+    except Exception as error:
+        raise ModelError(
+            f"comparison: onnxruntime cannot run the model ({onnx_file.first_line(error)})"
+        ) from None
+
+
+def _layer_name(value: ir.Value) -> str:
+    producer = value.producer()
+    return "" if producer is None else str(producer.name)
+
+
+def _operator(value: ir.Value) -> str:
+    producer = value.producer()
+    return "" if producer is None else producer.op_type

@@ -1,0 +1,403 @@
+"""The data's path from a float model to a converted one, in one page.
+
+read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> quantize weights
+     -> rewrite the graph -> write -> run the written file
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq import onnx_file
+from fgq.calibrate import observe
+from fgq.config import Activations, ConversionConfig, Form
+from fgq.converters.compatibility import minimum_onnxruntime
+from fgq.converters.layers import FloatNode, find_layers
+from fgq.converters.passes import prepare
+from fgq.converters.quantized_graph import QuantizedLayer, quantize_graph
+from fgq.converters.reader import Source, read_float_model
+from fgq.converters.select import Choice, choose_schemes
+from fgq.converters.self_check import few_samples, onnxruntime_session, self_check
+from fgq.converters.sites import Site, find_sites
+from fgq.data import Feed, InputSpec, as_batches, input_specs
+from fgq.data import Source as DataSource
+from fgq.errors import DataError, FgqError, ModelError, OutputError
+from fgq.mmse import choose_quantizer
+from fgq.qtensor import QuantizedTensor
+from fgq.quantize import least_row_scale, lost_groups, quantize_weight, signal_to_noise_db
+from fgq.report import LayerReport, Report, SelfCheck, bits_per_weight, multiplications, removed_share
+from fgq.scheme import ActivationScheme, Quantizer, TernaryScheme
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with the name of a stage, the steps done and, where it is known, their number."""
+
+CALIBRATION_BATCH = 32
+"""Samples that are run together, where the model leaves the batch size open."""
+
+POOR_OUTPUT_DB = 10.0
+"""Below this ratio of the float output to the difference, the report warns."""
+
+
+class Conversion(NamedTuple):
+    """A converted model and what was done to it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    report : Report
+    """
+
+    model: onnx.ModelProto
+    report: Report
+
+
+def convert(
+    model: Source,
+    *,
+    scheme: TernaryScheme | None = None,
+    calibration: DataSource | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Conversion:
+    """Convert a float model to ternary weights.
+
+    Parameters
+    ----------
+    model : path-like, onnx.ModelProto or onnx_ir.Model
+        The float model, which is not changed.
+    scheme : TernaryScheme, optional
+        Group size and range of alpha; it replaces the options ``group_size`` and ``x86_without_vnni``.
+    calibration : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds, optional
+        Some hundred samples of the model's input; needed unless ``activations="none"``.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+    **options
+        Any other field of `fgq.config.ConversionConfig`.
+
+    Returns
+    -------
+    Conversion
+        The converted model and the report.
+
+    Raises
+    ------
+    FgqError
+        If the model, the data or an option cannot be used.
+
+    Examples
+    --------
+    >>> model, report = fgq.convert("model.onnx", group_size=4, calibration={"image": x})  # doctest: +SKIP
+    """
+    if scheme is not None:
+        options |= {
+            "group_size": scheme.group_size,
+            "x86_without_vnni": scheme.alpha_limit < ConversionConfig().weight_limit,
+        }
+    config = ConversionConfig(**options)
+    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
+        path = Path(folder) / "model.onnx"
+        converted, report = _convert(model, path, config, calibration, progress)
+    return Conversion(ir.to_proto(converted), report)
+
+
+def convert_file(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    config: ConversionConfig,
+    calibration: DataSource | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Convert a model file, and write the result whole or not at all.
+
+    Parameters
+    ----------
+    source, destination : path-like
+    config : ConversionConfig
+    calibration : as for `convert`
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    FgqError
+        If the model, the data or an option cannot be used, or the result cannot be written.
+    """
+    if Path(destination).exists() and Path(source).exists() and os.path.samefile(source, destination):
+        raise OutputError(f"{destination}: found the input itself, wanted another file to write to")
+    with onnx_file.staged(destination) as path:
+        return _convert(source, path, config, calibration, progress)[1]
+
+
+def survey(source: Source, config: ConversionConfig) -> Report:
+    """Report what a conversion would do, without calibrating, quantizing or writing anything.
+
+    Parameters
+    ----------
+    source : path-like, onnx.ModelProto or onnx_ir.Model
+    config : ConversionConfig
+    """
+    model = read_float_model(source)
+    size = _bytes(source, model)
+    prepare(model)
+    chosen = choose_schemes(model, find_layers(model), config)
+    return Report(
+        options=_options(config),
+        layers=tuple(_describe(entry, None, config.form) for entry in chosen),
+        float_bytes=size,
+        converted_bytes=0,
+        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
+    )
+
+
+def _convert(
+    source: Source,
+    path: Path,
+    config: ConversionConfig,
+    calibration: DataSource | None,
+    progress: Progress | None,
+) -> tuple[ir.Model, Report]:
+    report_progress = progress or (lambda stage, done, total: None)
+    report_progress("read", 0, None)
+    model = read_float_model(source)
+    float_bytes = _bytes(source, model)
+    prepare(model)
+    chosen = choose_schemes(model, find_layers(model), config)
+    choices = [entry for entry in chosen if isinstance(entry, Choice)]
+    _check_convertible(chosen, choices, config, calibration)
+    specs = input_specs(model)
+    feeds = None if calibration is None else as_batches(calibration, specs, CALIBRATION_BATCH)
+    check, feeds = _check_data(model, specs, feeds)
+
+    sites = find_sites(model, choices)
+    quantizers = _calibrate(model, sites, feeds, report_progress)
+    layers = []
+    for done, choice in enumerate(choices):
+        report_progress("quantize weights", done, len(choices))
+        layers.append(_quantize_layer(choice, sites, quantizers))
+    weights = {layer.layer.node: layer.weight for layer in layers}
+    described = tuple(_describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
+
+    report_progress("write", 0, None)
+    quantize_graph(model, layers, quantizers, config.form)
+    model.producer_name, model.producer_version = "fgq", _version()
+    onnx_file.save(model, path)
+    report_progress("check", 0, None)
+    checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
+    return model, Report(
+        options=_options(config),
+        layers=described,
+        float_bytes=float_bytes,
+        converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
+        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
+        self_check=checked,
+        warnings=tuple(_warnings(described, checked)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CheckData:
+    """A few samples, and what the float model gives for them."""
+
+    feed: Feed
+    outputs: Sequence[NDArray[Any]]
+    data: str
+
+
+def _check_convertible(
+    chosen: Sequence[Choice | FloatNode],
+    choices: Sequence[Choice],
+    config: ConversionConfig,
+    calibration: DataSource | None,
+) -> None:
+    if not choices:
+        reasons = "; ".join(
+            f"{entry.name}: {entry.reason}" for entry in chosen[:3] if isinstance(entry, FloatNode)
+        )
+        raise ModelError(f"model: found no layer to convert, wanted at least one ({reasons or 'no weights'})")
+    if config.activations is not Activations.NONE and calibration is None:
+        raise DataError(
+            f"calibration data: found none, wanted some hundred samples for {config.activations} activations; "
+            "give --calibration-data FILE.npz or a folder, or --activations none to quantize weights alone"
+        )
+
+
+def _check_data(
+    model: ir.Model, specs: Sequence[InputSpec], feeds: Iterator[Feed] | None
+) -> tuple[_CheckData | None, Iterator[Feed] | None]:
+    """Set aside a few samples for the self-check: of the calibration data, else random ones."""
+    free = all(spec.fixed_batch is None for spec in specs)
+    if feeds is None:
+        feed = {spec.name: _random_input(spec) for spec in specs}
+        data = "random data"
+    else:
+        first = next(feeds)
+        feeds = chain([first], feeds)
+        feed, data = few_samples(first, free), "calibration data"
+    try:
+        session = onnxruntime_session(ir.to_proto(model).SerializeToString(), "float model")
+        outputs = session.run(None, feed)
+    except Exception as error:
+        if feeds is None:  # the model may well not run on random data
+            return None, None
+        if isinstance(error, FgqError):
+            raise
+        raise DataError(
+            f"calibration data: the model cannot run on them ({onnx_file.first_line(error)})"
+        ) from None
+    return _CheckData(feed=feed, outputs=outputs, data=data), feeds
+
+
+def _random_input(spec: InputSpec) -> NDArray[Any]:
+    rng = np.random.default_rng(0)
+    shape = tuple(size if isinstance(size, int) else 2 for size in spec.shape)
+    if spec.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return np.ones(shape, spec.dtype)
+
+
+def _calibrate(
+    model: ir.Model, sites: Sequence[Site], feeds: Iterator[Feed] | None, progress: Progress
+) -> dict[Site, dict[int, Quantizer]]:
+    """Return the quantizers of each site, one for each width."""
+    if not sites or feeds is None:
+        return {}
+    histograms = observe(
+        model,
+        [str(site.tensor.name) for site in sites],
+        feeds,
+        progress=lambda done, total: progress("calibrate", done, total),
+    )
+    found: dict[Site, dict[int, Quantizer]] = {}
+    for site in sites:
+        histogram = histograms[str(site.tensor.name)]
+        found[site] = {bits: choose_quantizer(histogram, ActivationScheme(bits=bits)) for bits in site.bits}
+    for site in sites:
+        if site.same_as is not None:
+            found[site][8] = found[_origin(site)][8]
+    return found
+
+
+def _origin(site: Site) -> Site:
+    while site.same_as is not None:
+        site = site.same_as
+    return site
+
+
+def _quantize_layer(
+    choice: Choice, sites: Sequence[Site], quantizers: Mapping[Site, Mapping[int, Quantizer]]
+) -> QuantizedLayer:
+    layer = choice.layer
+    by_tensor = {site.tensor: site for site in sites}
+    weight = layer.weight.const_value.numpy()  # type: ignore[union-attr]
+    input_scale = least = None
+    if choice.activations is not None:
+        input_scale = quantizers[by_tensor[layer.activation]][choice.activations.bits].scale
+        if layer.bias is not None:
+            least = least_row_scale(layer.bias.const_value.numpy(), input_scale)  # type: ignore[union-attr]
+    try:
+        tensor = quantize_weight(
+            weight,
+            choice.weights,
+            group_axis=layer.group_axis,
+            channel_axis=layer.channel_axis,
+            least_row_scale=least,
+            # onnxruntime has no integer product with a batched constant, scales per column and a
+            # quantized result (docs/architecture.md, Traps).
+            per_channel=not (weight.ndim > 2 and layer.op_type == "MatMul" and layer.output in by_tensor),
+        )
+    except FgqError as error:
+        raise type(error)(f"{layer.name}: {error}") from None
+    return QuantizedLayer(layer, tensor, input_scale)
+
+
+def _node(entry: Choice | FloatNode) -> ir.Node:
+    return entry.layer.node if isinstance(entry, Choice) else entry.node
+
+
+def _describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Form) -> LayerReport:
+    if isinstance(entry, FloatNode):
+        return LayerReport(
+            name=entry.name,
+            operator=entry.op_type,
+            shape=(),
+            scheme="float",
+            activations="float",
+            reason=entry.reason,
+            bits_per_weight=32.0,
+            signal_to_noise_db=None,
+            multiplications=None,
+            multiplications_removed=0.0,
+            lost_groups=0,
+        )
+    layer = entry.layer
+    output = layer.output.shape
+    weight = None if tensor is None else layer.weight.const_value.numpy()  # type: ignore[union-attr]
+    return LayerReport(
+        name=layer.name,
+        operator=layer.op_type,
+        shape=layer.shape,
+        scheme=str(entry.weights),
+        activations=str(entry.activations or "float"),
+        reason=entry.note,
+        bits_per_weight=32.0 if tensor is None else bits_per_weight(tensor, packed=form is not Form.INT8),
+        signal_to_noise_db=(
+            None if tensor is None or weight is None else signal_to_noise_db(weight, tensor.dequantize())
+        ),
+        multiplications=multiplications(
+            layer.shape,
+            layer.channel_axis,
+            None if output is None else [size if isinstance(size, int) else None for size in output],
+        ),
+        multiplications_removed=0.0 if tensor is None else removed_share(tensor),
+        lost_groups=0 if tensor is None or weight is None else lost_groups(weight, tensor),
+    )
+
+
+def _warnings(layers: Sequence[LayerReport], check: SelfCheck | None) -> Iterator[str]:
+    for layer in layers:
+        if layer.lost_groups:
+            yield (
+                f"{layer.name}: {layer.lost_groups} groups of small weights became zero, "
+                "as their scale is below 1/2 of the row's smallest step"
+            )
+    if check is None:
+        yield "the written file was not run: no data were at hand that the model runs on"
+        return
+    if not check.repeatable:
+        yield "onnxruntime gave two results for one input: versions before 1.26 do on some machines with AMX"
+    for output in check.outputs:
+        if output.signal_to_noise_db < POOR_OUTPUT_DB:
+            yield (
+                f"output {output.name}: {output.signal_to_noise_db:.1f} dB from the float model's; expect a "
+                "loss of accuracy, measure it with fgq eval, and try a smaller --group-size"
+            )
+
+
+def _options(config: ConversionConfig) -> dict[str, Any]:
+    return asdict(config)
+
+
+def _bytes(source: Source, model: ir.Model) -> int:
+    """Return the size of a model: of its file and external data, or of its tensors in memory."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    if isinstance(source, ir.Model | onnx.ModelProto):
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return sum(path.stat().st_size for path in {Path(source), *external})
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("fgq")
