@@ -103,8 +103,8 @@ def test_padding_does_not_change_an_embedding(minilm: onnxruntime.InferenceSessi
 
 
 def test_related_texts_are_found(minilm: onnxruntime.InferenceSession, corpus: Corpus) -> None:
-    (quality,) = evaluate({"float": minilm}, corpus.test[:40]).values()
-    # Among 40 documents; guessing gives 0.11.
+    (quality,) = evaluate({"float": minilm}, corpus.test[:20]).values()
+    # Among 20 documents; guessing gives 0.18.
     assert quality.reciprocal_rank.value > 0.7
     assert quality.difference == Estimate(0.0, 0.0, 0.0)
     assert quality.cosine.value == pytest.approx(1.0, abs=1e-6)

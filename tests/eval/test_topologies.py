@@ -21,7 +21,6 @@ pytest.importorskip("onnxscript")
 
 LARGE = ("light_bvlc_alexnet", "light_vgg19", "light_zfnet512")
 Export = Callable[[str, Exporter], onnx.ModelProto]
-SLOW_TO_TRACE = ("mobilenetv2", "convnext", "vit")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def feeds_of_another_shape(name: str, batch: int) -> dict[str, np.ndarray]:
 
 EXPORTS = [
     pytest.param(name, exporter, marks=pytest.mark.slow)
-    if exporter == "dynamo" and name in SLOW_TO_TRACE
+    if exporter == "dynamo" and name != "resnet50"
     else (name, exporter)
     for name in TOPOLOGIES
     for exporter in ("dynamo", "torchscript")
@@ -102,7 +101,7 @@ def test_torchscript_keeps_batch_normalization_and_dynamo_folds_it(export: Expor
 
 def test_exports_name_no_source_file(export: Export) -> None:
     for exporter in ("dynamo", "torchscript"):
-        assert b".py" not in export("bert", exporter).SerializeToString()
+        assert b".py" not in export("resnet50", exporter).SerializeToString()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_exports_name_no_source_file(export: Export) -> None:
 )
 def test_full_size_has_the_published_parameter_count(name: str, published: int) -> None:
     # The convolutional networks take any image; a small one makes the statistics quick to measure.
-    options = {"image_size": 64} if name in ("resnet50", "mobilenetv2", "convnext") else {}
+    options = {"image_size": 32} if name in ("resnet50", "mobilenetv2", "convnext") else {}
     network = TOPOLOGIES[name](**options)
     assert sum(p.numel() for p in network.module.parameters()) == published
 
