@@ -3,13 +3,17 @@
 Every node has a stage. A node that reads an integer layer's result comes one stage after it, and a layer
 has the stage of what it reads. So the nodes of one stage never wait for a layer of that stage: they form
 one onnxruntime graph, run first, and the stage's layers follow in graph order.
+
+A DequantizeLinear stands in every stage that reads it, so that integers and not floats pass between the
+stages, and onnxruntime finds the same integer operators (an addition of two quantized tensors, say) in the
+parts as in the whole model.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -55,12 +59,16 @@ def plan(model: ir.Model) -> list[Step]:
         return [_whole(model)]
     nodes, used = _needed(model.graph, layers)
     node_stage, layer_stage = _stages(model.graph, layers, nodes, used)
-    readers = _readers(nodes, used)
+    stages = range(max([*node_stage.values(), *layer_stage.values()]) + 1)
+    members = [_members(model.graph, node_stage, stage) for stage in stages]
+    inputs = [_inputs(part, layers) for part in members]
+    wanted = {*chain(*inputs), *model.graph.outputs, *(layer.source for layer in used)}
     steps: list[Step] = []
-    for stage in range(max([*node_stage.values(), *layer_stage.values()]) + 1):
-        members = [node for node in model.graph if node_stage.get(node) == stage]
-        if members:
-            steps.append(_segment(model, members, layers, readers))
+    for stage in stages:
+        if members[stage]:
+            own = (node for node in members[stage] if node_stage[node] == stage)
+            outputs = [value for node in own for value in node.outputs if value in wanted]
+            steps.append(_segment(model, members[stage], inputs[stage], outputs))
         steps.extend(layer for layer in used if layer_stage[layer] == stage)
     return steps
 
@@ -139,39 +147,43 @@ def _stages(
     return node_stage, layer_stage
 
 
-def _readers(
-    nodes: Iterable[ir.Node], layers: Iterable[IntegerLayer]
-) -> dict[ir.Value, set[ir.Node | IntegerLayer]]:
-    """Return who reads each value, among the nodes and layers that run."""
-    readers: dict[ir.Value, set[ir.Node | IntegerLayer]] = defaultdict(set)
-    for node in nodes:
-        for value in _reads(node):
-            readers[value].add(node)
-    for layer in layers:
-        readers[layer.source].add(layer)
-    return readers
+def _is_dequantize(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "DequantizeLinear" and node.domain == ""
 
 
-def _segment(
-    model: ir.Model,
-    members: Sequence[ir.Node],
-    layers: dict[ir.Value, IntegerLayer],
-    readers: dict[ir.Value, set[ir.Node | IntegerLayer]],
-) -> Segment:
+def _members(graph: ir.Graph, node_stage: Mapping[ir.Node, int], stage: int) -> list[ir.Node]:
+    """Return the nodes of a stage, with each DequantizeLinear that they read, in graph order."""
+    waiting = [
+        node
+        for node, found in node_stage.items()
+        if found == stage
+        and (not _is_dequantize(node) or any(value.is_graph_output() for value in node.outputs))
+    ]
+    members: set[ir.Node] = set()
+    while waiting:
+        node = waiting.pop()
+        members.add(node)
+        producers = (value.producer() for value in _reads(node))
+        waiting.extend(producer for producer in producers if producer and _is_dequantize(producer))
+    return [node for node in graph if node in members]
+
+
+def _inputs(members: Sequence[ir.Node], layers: Mapping[ir.Value, IntegerLayer]) -> list[ir.Value]:
+    """Return the values that a stage takes from the model's inputs, from other stages and from layers."""
     inside = set(members)
     read = dict.fromkeys(value for node in members for value in _reads(node))
-    initializers = [value for value in read if value.is_initializer() and not value.is_graph_input()]
-    inputs = [
+    return [
         value
         for value in read
         if not value.is_initializer() and (value in layers or value.producer() not in inside)
     ]
-    outputs = [
-        value
-        for node in members
-        for value in node.outputs
-        if value.is_graph_output() or not readers[value] <= inside
-    ]
+
+
+def _segment(
+    model: ir.Model, members: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+) -> Segment:
+    read = dict.fromkeys(value for node in members for value in _reads(node))
+    initializers = [value for value in read if value.is_initializer() and not value.is_graph_input()]
     for value in (*inputs, *outputs):
         if value.dtype is None:
             raise ModelError(f"{value.name}: found a value of unknown type between two steps of the model")
