@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -87,7 +88,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNet:
-    """Train a network, keeping a checkpoint beside the way.
+    """Train a network, writing checkpoints on the way.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
     Raises
     ------
     ConfigError
-        If the checkpoint belongs to a run of another seed, or of more cycles.
+        If the checkpoint is missing, or belongs to a run of another seed or of more cycles.
     DataError
         If a font is not installed.
     """
@@ -117,6 +118,8 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
     optimizer = make_optimizer(network)
     first, steps = 0, length(cycles)
     if resume:
+        if not checkpoint.is_file():
+            raise ConfigError(f"{checkpoint}: found no checkpoint, wanted one to go on from; omit --resume")
         state = torch.load(checkpoint, weights_only=True)
         if state["seed"] != seed or state["step"] > steps:
             raise ConfigError(
@@ -132,7 +135,7 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=steps, completed=first)
-        started, loss_sum = time.monotonic(), 0.0
+        started, losses = time.monotonic(), list[float]()
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step)
@@ -143,16 +146,16 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
             loss = functional.cross_entropy(logits.float(), wanted, label_smoothing=_LABEL_SMOOTHING)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            loss_sum += loss.item()
+            losses.append(loss.item())
             progress.advance(task)
             done = step + 1
             if done % _CHECKPOINT_EVERY == 0 or done == steps:
                 rate = (done - first) * BATCH / (time.monotonic() - started)
                 progress.console.print(
-                    f"step {done}: loss {loss_sum / _CHECKPOINT_EVERY:.3f}, top-1 on the calibration images "
+                    f"step {done}: loss {fmean(losses):.3f}, top-1 on the calibration images "
                     f"{accuracy(network, images, labels):.3f}, {rate:.0f} images/s"
                 )
-                loss_sum = 0.0
+                losses.clear()
                 _save(checkpoint, network, optimizer, step=done, seed=seed)
     return network.eval()
 

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("PIL")
 
 from fgq.errors import ConfigError  # noqa: E402
-from fgq.eval.characters import CLASSES, train  # noqa: E402
+from fgq.eval.characters import CLASSES, Split, train  # noqa: E402
 from fgq.eval.characters.render import GlyphAtlas  # noqa: E402
 
 
@@ -41,8 +41,16 @@ def test_batches_go_on_where_they_stopped(atlas, first):
         assert torch.equal(labels, same_labels)
 
 
+def test_a_missing_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="found no checkpoint"):
+        train.train(1, 0, tmp_path / "none.pt", resume=True)
+
+
 def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(atlas, monkeypatch, tmp_path):
     monkeypatch.setattr(train.GlyphAtlas, "draw", lambda *_, **__: atlas)
+    few = Split(np.zeros((8, 1, 32, 32), np.float32), np.zeros(8, np.int64))
+    monkeypatch.setattr(train, "load", lambda split: few)
+    monkeypatch.setattr(train, "BATCH", 32)
     monkeypatch.setattr(train, "_FIRST_CYCLE", 4)
     monkeypatch.setattr(train, "_CHECKPOINT_EVERY", 2)
     whole = train.train(1, 0, tmp_path / "whole.pt", resume=False)
