@@ -38,7 +38,10 @@ CHUNK = 8 * len(CLASSES)
 """Number of images drawn from one random stream: 8 of each class."""
 
 SEEDS = {"calibration": 1, "test": 2, "train": 3}
-COUNTS = {"calibration": 1024, "test": 10240, "train": 102400}
+"""The seed of each split's series of images."""
+
+COMMITTED = {"calibration": 1024, "test": 10240}
+"""The number of images in each committed set, which are the first of its series."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -260,19 +263,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Render one split into a file."""
     parser = argparse.ArgumentParser(
         prog="python -m fgq.eval.characters.render",
-        description="Render seeded images of characters; without further options, the committed sets.",
+        description="Render seeded images of characters; with --split alone, the committed set.",
         epilog="example: python -m fgq.eval.characters.render --split test --count 50000 --out test.npz",
     )
     parser.add_argument("--split", choices=list(SEEDS), required=True, help="which images")
-    parser.add_argument("--count", type=int, help=f"number of images ({COUNTS})")
-    parser.add_argument("--seed", type=int, help=f"seed of the series ({SEEDS})")
-    parser.add_argument("--out", type=Path, help="the .npz file to write (data/SPLIT.npz)")
+    parser.add_argument("--count", type=int, help="number of images (default: those of the committed set)")
+    parser.add_argument("--seed", type=int, help="seed of the series (default: the committed set's)")
+    parser.add_argument("--out", type=Path, help="the .npz file to write (default: the committed one)")
     options = parser.parse_args(arguments)
-    count = COUNTS[options.split] if options.count is None else options.count
+    split = options.split
+    if split not in COMMITTED and (options.count is None or options.out is None):
+        parser.error(f"--split {split}: found no committed set, wanted --count and --out as well")
+    count = COMMITTED[split] if options.count is None else options.count
     if count < 1:
         parser.error(f"--count: found {count}, wanted at least 1")
-    seed = SEEDS[options.split] if options.seed is None else options.seed
-    write(options.split, count, seed, options.out or DATA / f"{options.split}.npz")
+    seed = SEEDS[split] if options.seed is None else options.seed
+    write(split, count, seed, options.out or DATA / f"{split}.npz")
 
 
 if __name__ == "__main__":

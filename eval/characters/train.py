@@ -109,10 +109,15 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
     Raises
     ------
     ConfigError
-        If the checkpoint is missing, or belongs to a run of another seed or of more cycles.
+        If the seed is that of the calibration images, or the checkpoint is missing or belongs to a run of
+        another seed or of more cycles.
     DataError
         If a font is not installed.
     """
+    if seed == SEEDS["calibration"]:
+        raise ConfigError(
+            f"seed {seed}: found the calibration images' own, wanted another for training images"
+        )
     torch.manual_seed(seed)
     network: CharacterNet = CharacterNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network)
@@ -173,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Train the character network and write it as ONNX.",
         epilog="example: python -m fgq.eval.characters.train --cycles 3 --out other.onnx",
     )
-    parser.add_argument("--cycles", type=int, default=2, help="of the schedule, 1500 * (2^n - 1) steps (2)")
+    parser.add_argument("--cycles", type=int, default=2, help="of the schedule: 1500, 4500, 10500 steps (2)")
     parser.add_argument(
         "--seed", type=int, default=SEEDS["train"], help="of weights and images (%(default)s)"
     )

@@ -146,7 +146,16 @@ def test_the_script_writes_a_readable_file(tmp_path):
     assert sorted(data.labels[:128]) == list(range(128))
 
 
-def test_a_count_below_one_is_refused(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--split", "test", "--count", "0"], "found 0, wanted at least 1"),
+        (["--split", "train"], "found no committed set, wanted --count and --out"),
+        (["--split", "train", "--count", "128"], "found no committed set, wanted --count and --out"),
+        (["--split", "other"], "invalid choice: 'other'"),
+    ],
+)
+def test_options_that_fit_nothing_are_refused(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        main(["--split", "test", "--count", "0"])
-    assert "found 0, wanted at least 1" in capsys.readouterr().err
+        main(arguments)
+    assert message in capsys.readouterr().err

@@ -41,6 +41,11 @@ def test_batches_go_on_where_they_stopped(atlas, first):
         assert torch.equal(labels, same_labels)
 
 
+def test_the_seed_of_the_calibration_images_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="seed 1: found the calibration images' own"):
+        train.train(1, 1, tmp_path / "none.pt", resume=False)
+
+
 def test_a_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="found no checkpoint"):
         train.train(1, 0, tmp_path / "none.pt", resume=True)
@@ -60,9 +65,9 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been_stopped(atlas, monkeypatch,
         with pytest.raises(StopIteration):
             train.train(1, 0, tmp_path / "parts.pt", resume=False)
     with pytest.raises(
-        ConfigError, match="found step 2 of a run with seed 0, wanted at most step 4 with seed 1"
+        ConfigError, match="found step 2 of a run with seed 0, wanted at most step 4 with seed 5"
     ):
-        train.train(1, 1, tmp_path / "parts.pt", resume=True)
+        train.train(1, 5, tmp_path / "parts.pt", resume=True)
     parts = train.train(1, 0, tmp_path / "parts.pt", resume=True)
     assert not parts.training
     for name, value in whole.state_dict().items():
