@@ -312,9 +312,9 @@ def _quantize_layer(
             group_axis=layer.group_axis,
             channel_axis=layer.channel_axis,
             least_row_scale=least,
-            # onnxruntime has no integer product with a batched constant, scales per column and a
-            # quantized result (docs/architecture.md, Traps).
-            per_channel=not (weight.ndim > 2 and layer.op_type == "MatMul" and layer.output in by_tensor),
+            # onnxruntime has no integer product with a batched constant and scales per column
+            # (docs/architecture.md, Traps).
+            per_channel=weight.ndim == 2 or layer.op_type == "Conv" or choice.activations is None,
         )
     except FgqError as error:
         raise type(error)(f"{layer.name}: {error}") from None
