@@ -43,13 +43,14 @@ def _fold_alpha(graph: ir.Graph, node: ir.Node) -> bool:
 def _fold_bias(graph: ir.Graph, node: ir.Node) -> bool:
     beta = node.attributes.get_float("beta", 1.0)
     addend = node.inputs[2] if len(node.inputs) > 2 else None
-    if addend is None:
-        return False
     weight = constant(node.inputs[1])
     assert weight is not None
     channels = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
     bias = constant(addend)
-    if bias is not None and bias.size in (1, channels) and (bias.ndim < 2 or bias.shape[0] == 1):
+    if addend is None:
+        if beta == 1.0:
+            return False
+    elif bias is not None and bias.size in (1, channels) and (bias.ndim < 2 or bias.shape[0] == 1):
         if beta == 1.0 and bias.shape == (channels,):
             return False
         row = np.broadcast_to(bias.reshape(-1), (channels,)) * np.asarray(beta, bias.dtype)
