@@ -134,6 +134,8 @@ class QuantizedTensor:
             raise WeightError(
                 f"group: found {self.group.dtype}{list(self.group.shape)}, wanted int32[{length}]"
             )
+        if not length:
+            raise WeightError("group: found no positions on the group axis, wanted at least one")
         steps = np.diff(self.group, prepend=self.group[:1])
         if self.group[0] != 0 or not np.isin(steps, (0, 1)).all():
             raise WeightError("group: found gaps or a decrease, wanted 0, .., 1, .., in order")
@@ -161,6 +163,9 @@ class QuantizedTensor:
                 f"{name} alpha: found {plane.alpha.dtype}{list(plane.alpha.shape)}, "
                 f"wanted uint8{full} or 1 where it is shared"
             )
+        largest = int(plane.alpha.max(initial=0))
+        if largest > self.scheme.alpha_limit:
+            raise WeightError(f"{name} alpha: found {largest}, wanted at most {self.scheme.alpha_limit}")
 
     def _validate_row_scale(self) -> None:
         scale = self.row_scale

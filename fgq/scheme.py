@@ -84,6 +84,11 @@ class Int8Scheme:
         """Largest magnitude of a code."""
         return self.code_limit
 
+    @property
+    def alpha_limit(self) -> int:
+        """Largest alpha."""
+        return 1
+
     def __str__(self) -> str:
         return "int8"
 
@@ -140,6 +145,8 @@ class Quantizer:
     bits: int = 8
 
     def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise ConfigError(f"activation bits: found {self.bits}, wanted 8 or 4")
         if not 0.0 < self.scale < float("inf"):
             raise ConfigError(f"activation scale: found {self.scale}, wanted a positive finite number")
         if not 0 <= self.zero_point <= self.highest:
