@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 from fgq.errors import WeightError
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.scheme import Int8Scheme, TernaryScheme, WeightScheme
-from fgq.ternary import fit_rows
+from fgq.ternary import bounded_row_scale, fit_rows
 
 BIAS_LIMIT = 2.0**30
 """A bias quantized to int32 stays below this, which leaves the sum of products room in an int32."""
+
+_ROUNDING = 2.0**-22
+"""Covers the float32 rounding of an activation scale and of its product with a row scale."""
 
 _CHUNK = 1 << 21
 """Weights worked on at once; bounds the memory of the float64 temporaries to some 200 MB."""
@@ -54,9 +57,7 @@ def quantize_weight(
     """
     if weight.size == 0:
         raise WeightError(f"weights: found an empty tensor {list(weight.shape)}")
-    bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
-    if bad:
-        raise WeightError(f"weights: found {bad} of {weight.size} values NaN or infinite, wanted finite ones")
+    _check_finite("weights", weight)
     rows = np.moveaxis(weight, (channel_axis, group_axis), (0, -1))
     matrix = rows.reshape(rows.shape[0], -1, rows.shape[-1])
     least = least_row_scale
@@ -65,7 +66,7 @@ def quantize_weight(
         least = None if least is None else least.max(keepdims=True)
     if isinstance(scheme, TernaryScheme):
         codes, alpha, row_scale = _ternary_rows(matrix, scheme, least)
-        group = np.arange(rows.shape[-1], dtype=np.int32) // np.int32(scheme.group_size)
+        group = (np.arange(rows.shape[-1]) // min(scheme.group_size, rows.shape[-1])).astype(np.int32)
     else:
         codes, row_scale = _int8_rows(matrix, scheme, least)
         alpha = np.ones((1, 1, 1), np.uint8)
@@ -93,6 +94,8 @@ def quantize_weight(
 def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDArray[np.float64]:
     """Return the smallest row scales whose quantized bias stays below 2**30.
 
+    Their products with the activation scale are normal float32 values, as a bias is stored with them.
+
     Parameters
     ----------
     bias : ndarray of float, shape (M,)
@@ -102,8 +105,15 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
     Returns
     -------
     ndarray of float64, shape (M,)
+
+    Raises
+    ------
+    WeightError
+        If a value of the bias is NaN or infinite.
     """
-    return np.abs(bias, dtype=np.float64) / (BIAS_LIMIT * activation_scale)
+    _check_finite("bias", bias)
+    step = np.maximum(np.abs(bias, dtype=np.float64) / BIAS_LIMIT, np.finfo(np.float32).tiny)
+    return step / activation_scale * (1 + _ROUNDING)
 
 
 def quantize_bias(
@@ -156,6 +166,12 @@ def signal_to_noise_db(signal: NDArray[np.floating], approximation: NDArray[np.f
     return float(10 * np.log10(power / noise)) if power else float("-inf")
 
 
+def _check_finite(what: str, values: NDArray[np.floating]) -> None:
+    bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise WeightError(f"{what}: found {bad} of {values.size} values NaN or infinite, wanted finite ones")
+
+
 def _ternary_rows(
     matrix: NDArray[np.floating], scheme: TernaryScheme, least: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
@@ -185,18 +201,13 @@ def _int8_rows(
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Scale each row by its largest magnitude, symmetric and without clipping, as AQT does (2105.03536)."""
     largest = np.abs(matrix).max(axis=(1, 2)).astype(np.float64)
-    row_scale = largest / scheme.code_limit
-    if least is not None:
-        row_scale = np.where(largest > 0, np.maximum(row_scale, least), 0.0)
-    stored = np.where(largest > 0, np.maximum(row_scale, np.finfo(np.float32).tiny), 0.0).astype(np.float32)
-    divisor = np.where(stored > 0, stored, 1).astype(np.float64)[:, None, None]
+    row_scale = bounded_row_scale(largest / scheme.code_limit, least)
+    divisor = np.where(row_scale > 0, row_scale, 1.0)[:, None, None]
     codes = np.clip(np.rint(matrix / divisor), -scheme.code_limit, scheme.code_limit)
-    return codes.astype(np.int8), stored
+    return codes.astype(np.int8), row_scale.astype(np.float32)
 
 
 def _fill_unused(row_scale: NDArray[np.float32], least: NDArray[np.float64] | None) -> NDArray[np.float32]:
     used = row_scale[row_scale > 0]
-    fill = np.full(row_scale.shape, np.median(used) if used.size else 1.0)
-    if least is not None:
-        fill = np.maximum(fill, np.nextafter(least.astype(np.float32), np.float32(np.inf)))
+    fill = bounded_row_scale(np.full(row_scale.shape, np.median(used) if used.size else 1.0), least)
     return np.where(row_scale > 0, row_scale, fill).astype(np.float32)

@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 _ROUNDS = 3
-"""Rounds of joint refinement in `fit_rows`; later ones moved the error by less than 1e-6 of itself."""
+"""Rounds of joint refinement in `fit_rows`.
+
+Seventeen more lower the error of Gaussian and Laplace rows of 4096 weights by at most 2e-5 of itself
+(N = 4 to 64, alpha up to 127); at N = 1 and at small alpha limits they would lower it by about 1 % and more.
+"""
 
 
 def ternarize(groups: NDArray[np.floating]) -> tuple[NDArray[np.int8], Float]:
@@ -57,7 +61,8 @@ def best_scale(prefix: Float) -> Float:
     ndarray of float64, shape (...)
     """
     count = np.arange(1, prefix.shape[-1])
-    best = np.argmax(prefix[..., 1:] ** 2 / count, axis=-1)
+    # The square root of what is to be largest: the square itself leaves the range of float64 at 1e154.
+    best = np.argmax(prefix[..., 1:] / np.sqrt(count), axis=-1)
     return np.take_along_axis(prefix, best[..., None] + 1, -1)[..., 0] / (best + 1)
 
 
@@ -91,7 +96,7 @@ def fit_rows(
     magnitude = np.abs(groups, dtype=np.float64)
     prefix = _prefix_sums(magnitude)
     real = best_scale(prefix)
-    row_scale = _bounded(real.max(axis=-1, initial=0.0) / alpha_limit, least_row_scale)
+    row_scale = bounded_row_scale(real.max(axis=-1, initial=0.0) / alpha_limit, least_row_scale)
     best_error = np.full(row_scale.shape, np.inf)
     best_row_scale = row_scale
     for _ in range(_ROUNDS):
@@ -101,10 +106,32 @@ def fit_rows(
         best_error = np.minimum(error_of_row, best_error)
         covered = (alpha * np.take_along_axis(prefix, count[..., None], -1)[..., 0]).sum(-1)
         weight = (alpha**2 * count).sum(-1)
-        row_scale = _bounded(np.where(weight > 0, covered / np.maximum(weight, 1), 0.0), least_row_scale)
+        fitted = np.where(weight > 0, covered / np.maximum(weight, 1), 0.0)
+        row_scale = bounded_row_scale(fitted, least_row_scale)
     alpha, _, _ = _choose_alpha(magnitude, prefix, real, best_row_scale, alpha_limit)
     codes = _round_at_half(groups, magnitude, alpha * best_row_scale[:, None])
     return codes, alpha.astype(np.uint8), best_row_scale.astype(np.float32)
+
+
+def bounded_row_scale(row_scale: Float, least: Float | None) -> Float:
+    """Round row scales to normal float32 values, none of them below its bound.
+
+    Parameters
+    ----------
+    row_scale : ndarray of float64, shape (M,)
+        Not negative; 0 for a row without a scale, which stays 0.
+    least : ndarray of float64, shape (M,), or None
+        Lower bounds.
+
+    Returns
+    -------
+    ndarray of float64, shape (M,)
+        float32 values, held in float64 so that an error computed with them is that of what is stored.
+    """
+    floor = np.maximum(np.finfo(np.float32).tiny, 0.0 if least is None else least)
+    rounded = np.maximum(row_scale, floor).astype(np.float32)
+    rounded = np.where(rounded < floor, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    return np.where(row_scale > 0, rounded, 0.0).astype(np.float64)
 
 
 def _prefix_sums(magnitude: Float) -> Float:
@@ -117,14 +144,6 @@ def _prefix_sums(magnitude: Float) -> Float:
 def _round_at_half(groups: NDArray[np.floating], magnitude: Float, scale: Float) -> NDArray[np.int8]:
     kept = (magnitude >= scale[..., None] / 2) & (scale[..., None] > 0)
     return (np.sign(groups) * kept).astype(np.int8)
-
-
-def _bounded(row_scale: Float, least: Float | None) -> Float:
-    """Return float32 values held in float64, so that what is tested here is what will be stored."""
-    used = row_scale > 0
-    floor = np.finfo(np.float32).tiny if least is None else np.maximum(least, np.finfo(np.float32).tiny)
-    rounded = np.maximum(row_scale, floor).astype(np.float32).astype(np.float64)
-    return np.where(used, np.where(rounded < floor, np.nextafter(rounded, np.inf), rounded), 0.0)
 
 
 def _choose_alpha(
