@@ -137,23 +137,28 @@ def read_config(path: str | Path) -> dict[str, Any]:
         If the file cannot be read or parsed, or holds an option that does not exist.
     """
     path = Path(path)
+    is_json = path.suffix.lower() == ".json"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None
     try:
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        kind = "JSON" if path.suffix == ".json" else "TOML"
+        found = json.loads(text) if is_json else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # the parsers' own errors are ValueErrors
+        kind = "JSON" if is_json else "TOML"
         raise ConfigError(f"{path}: is not valid {kind} ({error})") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: found a {type(found).__name__}, wanted a table of options")
     known = [field.name for field in fields(ConversionConfig)]
-    options = {str(key).replace("-", "_"): value for key, value in found.items()}
-    for key in options:
-        if key not in known:
+    options: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name not in known:
             raise ConfigError(f"{path}: found the unknown option {key!r}, wanted one of {', '.join(known)}")
+        if name in options:
+            raise ConfigError(f"{path}: found the option {name!r} twice, wanted one spelling of it")
+        options[name] = value
     return options
 
 
@@ -172,5 +177,5 @@ def _check_regex(name: str, pattern: object) -> None:
         raise ConfigError(f"{name}: found {pattern!r}, wanted a regular expression")
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ConfigError(f"{name}: {pattern!r} is not a regular expression ({error})") from None
