@@ -25,7 +25,7 @@ from onnx import AttributeProto, FunctionProto, TensorProto, helper
 from fgq.errors import FgqError, ModelError
 from fgq.kernels.packing import TABLE, unpack_trits
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Int8Scheme, TernaryScheme, WeightScheme
 
 FUNCTION_DOMAIN = "fgq"
 FUNCTION_NAME = "Unpack"
@@ -133,15 +133,16 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     if is_unpack(producer):
         assert producer is not None
         plane, group = _read_unpack(producer, group_axis)
-        scheme: TernaryScheme | Int8Scheme = TernaryScheme(group_size=int(np.count_nonzero(group == 0)))
+        scheme: WeightScheme = TernaryScheme(group_size=max(1, int(np.count_nonzero(group == 0))))
     else:
         w8 = constant(source)
-        if w8 is None or w8.dtype != np.int8 or w8.min(initial=0) < -127:
+        if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis or w8.min(initial=0) < -127:
             return None
         plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
         group = np.zeros(w8.shape[group_axis], np.int32)
         scheme = Int8Scheme()
-    if row_scale.ndim and node.attributes.get_int("axis", 1) % plane.codes.ndim != channel_axis:
+    rank = plane.codes.ndim
+    if row_scale.ndim and node.attributes.get_int("axis", 1) not in (channel_axis, channel_axis - rank):
         return None
     tensor = QuantizedTensor(
         planes=(plane,),
@@ -154,6 +155,8 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     try:
         tensor.validate()
     except FgqError as error:
+        if isinstance(scheme, Int8Scheme):  # a foreign weight that is quantized in another way
+            return None
         raise ModelError(f"{node.name}: {error}") from None
     return tensor
 
@@ -172,10 +175,19 @@ def unpacked(node: ir.Node) -> NDArray[np.int8]:
     """
     axis = node.attributes.get_int("axis", -1)
     plane, group = _read_unpack(node, axis)
+    tensor = QuantizedTensor(
+        planes=(plane,),
+        group=group,
+        group_axis=axis,
+        channel_axis=int(axis == 0),  # any other axis: one scale serves all channels
+        row_scale=np.ones((), np.float32),
+        scheme=TernaryScheme(),
+    )
     try:
-        return plane.codes * np.take(plane.alpha, group, axis).astype(np.int8)
-    except (IndexError, ValueError) as error:
-        raise ModelError(f"{node.name}: found arrays that do not fit each other ({error})") from None
+        tensor.validate()
+    except FgqError as error:
+        raise ModelError(f"{node.name}: {error}") from None
+    return tensor.int8()
 
 
 def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32]]:
@@ -188,6 +200,8 @@ def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int3
         raise ModelError(f"{node.name}: found groups along axis {axis}, wanted axis {group_axis}")
     if not np.array_equal(table, TABLE):
         raise ModelError(f"{node.name}: found an unknown table, wanted five trits a byte")
+    if shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any():  # type: ignore[union-attr]
+        raise ModelError(f"{node.name}: found the shape {shape}, wanted int64 sizes, none negative")
     try:
         trits = unpack_trits(codes, tuple(int(size) for size in shape))  # type: ignore[arg-type, union-attr]
     except FgqError as error:
