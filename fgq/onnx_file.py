@@ -30,16 +30,16 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     Raises
     ------
     ModelError
-        If the file is missing, empty, truncated or not an ONNX model, or if its external data are
-        missing, too short or outside the model's folder.
+        If the file is missing, empty, truncated or not an ONNX model, if its external data are missing,
+        too short or outside the model's folder, or if the data of a tensor do not fit its shape.
     """
     path = Path(path)
-    if not path.is_file():
-        found = "a folder" if path.is_dir() else "no such file"
-        raise ModelError(f"{path}: found {found}, wanted an ONNX model")
-    if path.stat().st_size == 0:
-        raise ModelError(f"{path}: found an empty file, wanted an ONNX model")
     try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "no such file"
+            raise ModelError(f"{path}: found {found}, wanted an ONNX model")
+        if path.stat().st_size == 0:
+            raise ModelError(f"{path}: found an empty file, wanted an ONNX model")
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError:
         raise ModelError(
@@ -68,13 +68,19 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
     """
     if not proto.graph.node and not proto.graph.output:
         raise ModelError(f"{name}: found no graph, wanted an ONNX model")
+    if not proto.opset_import:
+        raise ModelError(f"{name}: found no opset, wanted an ONNX model; the file may be truncated")
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"{name}: the graph is malformed ({first_line(error)})") from error
-    _check_external_data(model, folder, name)
-    if folder is not None:
-        ir.external_data.set_base_dir(model.graph, folder)
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(f"{name}: the graph is malformed ({first_line(cause)})") from error
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _check_tensors(graph, folder, name)
+        for subgraph in graph.subgraphs():
+            _check_tensors(subgraph, folder, name)
     return model
 
 
@@ -97,14 +103,17 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the folder of `path` does not exist or cannot be written to.
+        If the folder of `path` does not exist or cannot be written to, or if `path` is something that a
+        file must not replace.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(f"{path}: found a folder, wanted the name of a file to write")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: found no folder {str(path.parent)!r}, wanted one that exists")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path}: found a folder, wanted the name of a file to write")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: found a device or pipe, wanted the name of a file to write")
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: found no folder {str(path.parent)!r}, wanted one that exists")
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
@@ -143,23 +152,52 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
         ir.save(model, path)
 
 
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
-        for node in graph:
-            for attribute in node.attributes.values():
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    yield attribute.value
+def _check_tensors(graph: ir.Graph, folder: Path | None, name: str) -> None:
+    """Check the constants of a graph, and tell the external ones where their folder is."""
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            _check_tensor(value.const_value, folder, name)
+    for node in graph:
+        for attribute in list(node.attributes.values()):
+            one = attribute.type == ir.AttributeType.TENSOR
+            if attribute.is_ref() or not (one or attribute.type == ir.AttributeType.TENSORS):
+                continue
+            tensors = [attribute.value] if one else list(attribute.value)
+            for tensor in tensors:
+                _check_tensor(tensor, folder, name)
+            if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+                # Few and small. Initializers alone keep their folder when a model is copied or saved.
+                held = ir.external_data.convert_tensors_from_external(tensors)
+                node.attributes[attribute.name] = ir.Attr(
+                    attribute.name, attribute.type, held[0] if one else held
+                )
 
 
-def _check_external_data(model: ir.Model, folder: Path | None, name: str) -> None:
-    for tensor in _external_tensors(model):
-        where = f"{name}: external data of {tensor.name!r}"
-        location = os.fspath(tensor.location)
-        if folder is None:
-            raise ModelError(f"{where}: found no folder to read them from, wanted a model read from its file")
+def _check_tensor(tensor: ir.TensorProtocol, folder: Path | None, name: str) -> None:
+    sizes = tensor.shape.numpy()
+    if any(size < 0 for size in sizes):
+        raise ModelError(f"{name}: tensor {tensor.name!r}: found the shape {list(sizes)}, which is negative")
+    if isinstance(tensor, ir.ExternalTensor):
+        _check_external(tensor, folder, f"{name}: external data of {tensor.name!r}")
+        return
+    try:
+        tensor.numpy()
+    except Exception as error:
+        raise ModelError(
+            f"{name}: tensor {tensor.name!r}: found data that do not fit its type and shape "
+            f"{list(sizes)} ({first_line(error)})"
+        ) from None
+
+
+def _check_external(tensor: ir.ExternalTensor, folder: Path | None, where: str) -> None:
+    location = os.fspath(tensor.location)
+    if folder is None:
+        raise ModelError(f"{where}: found no folder to read them from, wanted a model read from its file")
+    if tensor.dtype == ir.DataType.STRING:
+        raise ModelError(f"{where}: found strings, wanted numbers")
+    if tensor.length not in (None, tensor.nbytes):
+        raise ModelError(f"{where}: found a length of {tensor.length} bytes, wanted {tensor.nbytes}")
+    try:
         root = folder.resolve()
         # resolve() follows links, so that neither "../" nor a link leads out of the folder.
         target = (root / location).resolve()
@@ -167,8 +205,10 @@ def _check_external_data(model: ir.Model, folder: Path | None, name: str) -> Non
             raise ModelError(f"{where}: found the path {location!r}, wanted one inside the model's folder")
         if not target.is_file():
             raise ModelError(f"{where}: found no file {location!r} beside the model")
-        end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-        if target.stat().st_size < end:
-            raise ModelError(
-                f"{where}: found {target.stat().st_size} bytes in {location!r}, wanted at least {end}"
-            )
+        size = target.stat().st_size
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a ring of links
+        raise ModelError(f"{where}: the path {location!r} cannot be followed ({first_line(error)})") from None
+    end = (tensor.offset or 0) + tensor.nbytes
+    if size < end:
+        raise ModelError(f"{where}: found {size} bytes in {location!r}, wanted at least {end}")
+    tensor.base_dir = folder
