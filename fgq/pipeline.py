@@ -312,9 +312,14 @@ def _quantize_layer(
             group_axis=layer.group_axis,
             channel_axis=layer.channel_axis,
             least_row_scale=least,
-            # onnxruntime has no integer product with a batched constant and scales per column
-            # (docs/architecture.md, Traps).
-            per_channel=weight.ndim == 2 or layer.op_type == "Conv" or choice.activations is None,
+            # onnxruntime has no integer product with a batched constant on the right and scales per
+            # column (docs/architecture.md, Traps).
+            per_channel=not (
+                layer.op_type == "MatMul"
+                and layer.weight_index == 1
+                and weight.ndim > 2
+                and choice.activations is not None
+            ),
         )
     except FgqError as error:
         raise type(error)(f"{layer.name}: {error}") from None
