@@ -81,7 +81,7 @@ class LayerStep:
             )
         if self.layer.kind == "conv":
             return np.ascontiguousarray(result.transpose(0, 3, 1, 2))
-        if self.layer.kind == "matmul_left":
+        if self.layer.kind == "matmul_left" and source.ndim > 1:
             return np.ascontiguousarray(result.swapaxes(-1, -2))
         return result
 
@@ -133,12 +133,12 @@ def _prepare_matmul(layer: IntegerLayer, wish: Wish) -> tuple[str, Run]:
     left = layer.kind == "matmul_left"
 
     def run(source: NDArray[np.uint8]) -> NDArray[np.int32]:
-        rows = source[:, None] if left and source.ndim == 1 else source
-        rows = rows.swapaxes(-1, -2) if left else rows
+        if source.ndim == 1:  # a vector is a matrix of one row, which the result drops again
+            return run(source[:, None] if left else source[None])[..., 0, :]
+        rows = source.swapaxes(-1, -2) if left else source
         if not batch:
             flat = np.ascontiguousarray(rows).reshape(-1, K)
             return kernel.run(matrices[0], flat).reshape(*rows.shape[:-1], M)
-        rows = rows[None] if rows.ndim == 1 else rows
         shape = np.broadcast_shapes(rows.shape[:-2], batch)
         rows = np.broadcast_to(rows, (*shape, *rows.shape[-2:]))
         which = np.broadcast_to(np.arange(len(matrices)).reshape(batch), shape)
