@@ -22,8 +22,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
     1. Only a step that alone reads the result of the convolution, in the same graph.
     2. BatchNormalization in inference mode (one output, training_mode = 0) with constant parameters.
-    3. Mul and Add whose other operand is a constant of shape [C, 1, 1] or [1, C, 1, 1], as Caffe's Scale
-       layer is exported.
+    3. Mul and Add whose other operand is a constant of shape [C, 1, ..] or [1, C, 1, ..] with a 1 for each
+       spatial axis, as Caffe's Scale layer is exported.
     4. Weights and bias become new initializers, as others may share the old ones; the result keeps the
        name of the last folded step.
     """
@@ -47,7 +47,7 @@ def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
         return False
     if step.graph is not conv.graph:
         return False
-    affine = _affine(step, conv.outputs[0], weight.shape[0])
+    affine = _affine(step, conv.outputs[0], (weight.shape[0], *[1] * (weight.ndim - 2)))
     if affine is None:
         return False
     gain, shift = affine
@@ -66,8 +66,11 @@ def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
     return True
 
 
-def _affine(step: ir.Node, value: ir.Value, channels: int) -> Affine | None:
-    """Return gain and shift of each channel, or None where the step is not a constant affine one."""
+def _affine(step: ir.Node, value: ir.Value, channels: tuple[int, ...]) -> Affine | None:
+    """Return gain and shift of each channel, or None where the step is not a constant affine one.
+
+    `channels` is the shape of a constant per channel, without the batch axis.
+    """
     if step.domain != "":
         return None
     if step.op_type == "BatchNormalization" and step.inputs[0] is value:
@@ -81,8 +84,8 @@ def _affine(step: ir.Node, value: ir.Value, channels: int) -> Affine | None:
         return gain, beta - mean * gain
     if step.op_type in ("Mul", "Add"):
         other = constant(step.inputs[1] if step.inputs[0] is value else step.inputs[0])
-        if other is None or other.shape not in ((channels, 1, 1), (1, channels, 1, 1)):
+        if other is None or other.shape not in (channels, (1, *channels)):
             return None
-        row = other.reshape(channels).astype(np.float64)
-        return (row, np.zeros(channels)) if step.op_type == "Mul" else (np.ones(channels), row)
+        row = other.reshape(-1).astype(np.float64)
+        return (row, np.zeros_like(row)) if step.op_type == "Mul" else (np.ones_like(row), row)
     return None
