@@ -1,0 +1,134 @@
+import json
+
+import pytest
+
+from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
+from fgq.errors import ConfigError
+from fgq.scheme import ActivationScheme, Int8Scheme, TernaryScheme
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"group_size": 0}, "group size: found 0, wanted a whole number of at least 1"),
+        ({"group_size": -64}, "group size: found -64"),
+        ({"group_size": 64.0}, "group_size: found 64.0, wanted a whole number"),
+        ({"group_size": True}, "group_size: found True"),
+        ({"group_size": "64"}, "group_size: found '64'"),
+        ({"group_size": None}, "group_size: found None"),
+        ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, none"),
+        ({"activations": 8}, "activations: found 8"),
+        ({"activations": None}, "activations: found None"),
+        ({"form": "Packed"}, "form: found 'Packed', wanted one of packed, int8, inlined"),
+        ({"form": ["packed"]}, "form: found .'packed'."),
+        ({"group_size_fallback": "pad"}, "group_size_fallback: found 'pad', wanted one of error, ragged"),
+        ({"include": 3}, "include: found 3, wanted a regular expression"),
+        ({"include": ["conv"]}, "include: found .'conv'."),
+        ({"include": "("}, "include: '.' is not a regular expression .missing"),
+        ({"exclude": "a**"}, "exclude: .* is not a regular expression .multiple repeat"),
+        ({"exclude": "a{99999999999}"}, "exclude: .* is not a regular expression .the repetition number"),
+        ({"exclude": "(" * 9999}, "exclude: .* is not a regular expression .maximum recursion"),
+        ({"first_last_int8": 1}, "first_last_int8: found 1, wanted true or false"),
+        ({"first_last_int8": None}, "first_last_int8: found None"),
+        ({"x86_without_vnni": "false"}, "x86_without_vnni: found 'false', wanted true or false"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_wanted(options, found):
+    with pytest.raises(ConfigError, match=found):
+        ConversionConfig(**options)
+
+
+def test_strings_become_choices():
+    config = ConversionConfig(activations="int4", form="inlined", group_size_fallback="smaller")
+    assert config.activations is Activations.INT4
+    assert config.form is Form.INLINED
+    assert config.group_size_fallback is Misfit.SMALLER
+    assert config == ConversionConfig(
+        activations=Activations.INT4, form=Form.INLINED, group_size_fallback=Misfit.SMALLER
+    )
+
+
+def test_the_schemes_follow_from_the_options():
+    config = ConversionConfig(group_size=4)
+    assert config.ternary == TernaryScheme(group_size=4, alpha_limit=127)
+    assert config.int8 == Int8Scheme(code_limit=127)
+    assert config.activation_scheme == ActivationScheme(bits=8)
+    without = ConversionConfig(x86_without_vnni=True, activations="int4")
+    assert (without.ternary.alpha_limit, without.int8.code_limit) == (63, 63)
+    assert without.activation_scheme == ActivationScheme(bits=4)
+    assert ConversionConfig(activations="none").activation_scheme is None
+
+
+OPTIONS = {
+    "group_size": 4,
+    "activations": "int4",
+    "form": "int8",
+    "include": "conv.*",
+    "exclude": "^head",
+    "group_size_fallback": "error",
+    "first_last_int8": False,
+    "x86_without_vnni": True,
+}
+
+
+def as_toml(options):
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in options.items())
+
+
+@pytest.mark.parametrize("dash", [True, False])
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [("a.toml", as_toml), ("a.json", json.dumps), ("A.JSON", json.dumps), ("options", as_toml)],
+)
+def test_files_hold_every_option_with_either_spelling(tmp_path, name, write, dash):
+    written = {key.replace("_", "-") if dash else key: value for key, value in OPTIONS.items()}
+    (tmp_path / name).write_text(write(written))
+    assert read_config(tmp_path / name) == OPTIONS
+    assert ConversionConfig(**read_config(str(tmp_path / name))).group_size == 4
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.toml", ""), ("a.toml", "# nothing\n"), ("a.json", "{}")])
+def test_a_file_may_leave_everything_as_it_is(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert ConversionConfig(**read_config(tmp_path / name)) == ConversionConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "found"),
+    [
+        ("a.toml", "group_sise = 4", "found the unknown option 'group_sise', wanted one of group_size, act"),
+        ("a.toml", "[fgq]\ngroup_size = 4", "found the unknown option 'fgq'"),
+        ("a.json", '{"group size": 4}', "found the unknown option 'group size'"),
+        ("a.json", '{"group_size": 4, "group-size": 8}', "found the option 'group_size' twice"),
+        ("a.toml", "group_size = 4\ngroup_size = 8", "is not valid TOML .Cannot overwrite a value"),
+        ("a.toml", "group_size =", "is not valid TOML .Invalid value"),
+        ("a.toml", '{"group_size": 4}', "is not valid TOML"),
+        ("a.json", "group_size = 4", "is not valid JSON .Expecting value"),
+        ("a.json", "", "is not valid JSON"),
+        ("a.json", '{"group_size": 4', "is not valid JSON"),
+        ("a.json", "[4]", "found a list, wanted a table of options"),
+        ("a.json", "null", "found a NoneType, wanted a table of options"),
+        ("a.json", "[" * 99_999, "is not valid JSON .maximum recursion"),
+        ("a.toml", "a = " + "[" * 9_999, "is not valid TOML .maximum recursion"),
+        ("a.json", '{"group_size": ' + "1" * 5_000 + "}", "is not valid JSON .Exceeds the limit"),
+        ("a.toml", "group_size = " + "1" * 5_000, "is not valid TOML .Exceeds the limit"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_name(tmp_path, name, text, found):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=f"{name}: {found}"):
+        read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+def test_bytes_that_are_not_utf8_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ConfigError, match=f"{name}: cannot be read .it is not UTF-8 text"):
+        read_config(tmp_path / name)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read .No such file or directory"):
+        read_config(tmp_path / "nowhere.toml")
+    with pytest.raises(ConfigError, match=r"cannot be read .Is a directory"):
+        read_config(tmp_path)
