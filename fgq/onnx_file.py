@@ -73,10 +73,7 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ModelError(f"{name}: the graph is malformed ({first_line(cause)})") from error
+        raise ModelError(f"{name}: the graph is malformed ({first_line(_root(error))})") from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         _check_tensors(graph, folder, name)
         for subgraph in graph.subgraphs():
@@ -87,6 +84,12 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return the error that the others were raised for: those on top of it name only the place."""
+    below = error.__cause__ or error.__context__
+    return error if below is None else _root(below)
 
 
 @contextmanager
