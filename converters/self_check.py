@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from fgq import onnx_file
 from fgq.errors import ModelError
 from fgq.onnx_file import first_line
 from fgq.quantize import signal_to_noise_db
@@ -19,12 +21,12 @@ from fgq.runtime import Session
 Feed = Mapping[str, NDArray[Any]]
 
 
-def onnxruntime_session(model: str | Path | bytes, name: str) -> onnxruntime.InferenceSession:
+def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnxruntime.InferenceSession:
     """Return an onnxruntime session on the CPU that prints nothing.
 
     Parameters
     ----------
-    model : path-like or bytes
+    model : path-like, bytes or onnx_ir.Model
     name : str
         What an error calls the model.
 
@@ -33,6 +35,9 @@ def onnxruntime_session(model: str | Path | bytes, name: str) -> onnxruntime.Inf
     ModelError
         If onnxruntime refuses the model.
     """
+    if isinstance(model, ir.Model):
+        with onnx_file.on_disk(model) as path:
+            return onnxruntime_session(path, name)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

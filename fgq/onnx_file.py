@@ -131,6 +131,20 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def on_disk(model: ir.Model) -> Iterator[Path]:
+    """Yield the path of a temporary file of a model, which onnxruntime can load whatever its size.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    """
+    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        yield path
+
+
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model, with a file of external data beside it where protobuf could not hold it.
 

@@ -245,7 +245,7 @@ def _check_data(
         feeds = chain([first], feeds)
         feed, data = few_samples(first, free), "calibration data"
     try:
-        session = onnxruntime_session(ir.to_proto(model).SerializeToString(), "float model")
+        session = onnxruntime_session(model, "float model")
         outputs = session.run(None, feed)
     except Exception as error:
         if feeds is None:  # the model may well not run on random data

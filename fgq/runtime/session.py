@@ -62,22 +62,35 @@ class _OnnxruntimeStep:
     def __init__(self, segment: Segment, threads: int | None) -> None:
         self.inputs, self.outputs = segment.inputs, segment.outputs
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(
-            ir.to_proto(segment.model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        with onnx_file.on_disk(segment.model) as path:
+            try:
+                self._session = onnxruntime.InferenceSession(
+                    path, options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # onnxruntime's exceptions share no other base
+                raise ModelError(
+                    f"model: found a part that onnxruntime refuses ({onnx_file.first_line(error)})"
+                ) from None
 
     def run(self, values: dict[str, NDArray[Any]]) -> None:
         feeds = {name: values[name] for name in self.inputs}
-        values.update(zip(self.outputs, self._session.run(list(self.outputs), feeds), strict=True))
+        try:
+            results = self._session.run(list(self.outputs), feeds)
+        except Exception as error:
+            raise DataError(
+                f"inputs: found values that the model cannot run on ({onnx_file.first_line(error)})"
+            ) from None
+        values.update(zip(self.outputs, results, strict=True))
 
 
 class Session:
     """A converted model, its quantized layers run by fgq's kernels and all else by onnxruntime.
 
-    The integers are those of onnxruntime on the same file. A float model runs whole in onnxruntime.
+    The integers are those of onnxruntime on the same file. A float model runs whole in onnxruntime. An input
+    that has a default value in the model is a constant.
 
     Parameters
     ----------
@@ -160,7 +173,7 @@ class Session:
         Raises
         ------
         DataError
-            If an input is missing or unknown, or an output has no such name.
+            If an input is missing, unknown or of another type or shape, or an output has no such name.
         """
         known = [output.name for output in self._outputs]
         wanted = known if output_names is None else list(output_names)
@@ -195,6 +208,7 @@ def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
     else:
         model = onnx_file.load(path_or_bytes)
     model.graph.sort()
+    common.RemoveInitializersFromInputsPass()(model)
     common.ShapeInferencePass(strict_mode=False)(model)
     return model
 
