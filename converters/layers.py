@@ -10,7 +10,8 @@ from fgq.container import constant
 from fgq.qtensor import MAX_REDUCTION
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
-"""Operators that hold most of a network's weights; every one of them appears in the report."""
+"""Operators that hold most of a network's weights; every one of them appears in the report, and so does an
+embedding (a Gather from a table) and an operator of another domain that holds a matrix."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,19 +110,32 @@ def find_layers(model: ir.Model) -> list[Layer | FloatNode]:
     return [
         _describe(node, in_subgraph=node.graph is not model.graph)
         for node in model.graph.all_nodes()
-        if node.domain == "" and node.op_type in WEIGHTED
+        if _holds_weights(node)
     ]
+
+
+def _holds_weights(node: ir.Node) -> bool:
+    if node.domain == "" and node.op_type != "Gather":
+        return node.op_type in WEIGHTED
+    return any(_is_matrix(value) for value in node.inputs)
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is not None and array.ndim > 1 and array.dtype.kind == "f"
 
 
 def _describe(node: ir.Node, in_subgraph: bool) -> Layer | FloatNode:
     found: Layer | str
-    match node.op_type:
+    match node.op_type if node.domain == "" else f"{node.domain}::{node.op_type}":
         case "Conv":
             found = _conv(node, in_subgraph)
         case "MatMul":
             found = _matmul(node, in_subgraph)
         case "Gemm":
             found = _gemm(node, in_subgraph)
+        case "Gather":
+            found = "an embedding: rows are looked up, nothing is multiplied"
         case other:
             found = f"the operator {other} is not converted"
     if isinstance(found, str):
