@@ -303,9 +303,9 @@ def _quantize_layer(
     input_scale = least = None
     if choice.activations is not None:
         input_scale = quantizers[by_tensor[layer.activation]][choice.activations.bits].scale
-        if layer.bias is not None:
-            least = least_row_scale(layer.bias.const_value.numpy(), input_scale)  # type: ignore[union-attr]
     try:
+        if input_scale is not None and layer.bias is not None:
+            least = least_row_scale(layer.bias.const_value.numpy(), input_scale)  # type: ignore[union-attr]
         tensor = quantize_weight(
             weight,
             choice.weights,
