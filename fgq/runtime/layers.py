@@ -201,14 +201,15 @@ def _absorb_clip(
     value: ir.Value, quantizer: Quantizer, bounds: list[tuple[float, float]]
 ) -> tuple[ir.Value, Requantization]:
     lowest, highest = 0, quantizer.highest
-    for low, high in bounds:
-        lowest = max(lowest, _quantize(low, quantizer))
-        highest = min(highest, _quantize(high, quantizer))
+    for bound in bounds:
+        low, high = (_quantize(end, quantizer) for end in bound)
+        lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
     reader = _sole_reader(value)
     if reader is not None and reader.op_type == "Clip" and (limits := _clip_limits(reader)) is not None:
-        lowest, highest = max(lowest, int(max(limits[0], 0))), min(highest, int(min(limits[1], 255)))
+        low, high = (int(min(max(end, 0), 255)) for end in limits)
+        lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
         value = reader.outputs[0]
-    return value, Requantization(quantizer=quantizer, lowest=min(lowest, highest), highest=highest)
+    return value, Requantization(quantizer=quantizer, lowest=lowest, highest=highest)
 
 
 def _quantize(bound: float, quantizer: Quantizer) -> int:
