@@ -89,7 +89,7 @@ def self_check(path: Path, feed: Feed, float_outputs: Sequence[NDArray[Any]], *,
 
 
 def few_samples(feed: Feed, free_batch: bool, count: int = 2) -> dict[str, NDArray[Any]]:
-    """Cut a feed to its first samples, where the model leaves the batch size open.
+    """Cut a feed to its first samples, where the model leaves the batch size open and every input has it.
 
     Parameters
     ----------
@@ -99,9 +99,10 @@ def few_samples(feed: Feed, free_batch: bool, count: int = 2) -> dict[str, NDArr
     count : int
         How many samples to keep.
     """
-    if not free_batch:
+    lengths = {array.shape[:1] for array in feed.values()}
+    if not free_batch or len(lengths) > 1:
         return dict(feed)
-    return {name: array[:count] for name, array in feed.items()}
+    return {name: array[:count] if array.ndim else array for name, array in feed.items()}
 
 
 def _is_float(array: NDArray[Any]) -> bool:
