@@ -13,9 +13,6 @@ from fgq.ternary import bounded_row_scale, fit_rows
 BIAS_LIMIT = 2.0**30
 """A bias quantized to int32 stays below this, which leaves the sum of products room in an int32."""
 
-_ROUNDING = 2.0**-22
-"""Covers the float32 rounding of an activation scale and of its product with a row scale."""
-
 _CHUNK = 1 << 21
 """Weights worked on at once; bounds the memory of the float64 temporaries to some 200 MB."""
 
@@ -98,9 +95,9 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
 
     Parameters
     ----------
-    bias : ndarray of float, shape (M,)
+    bias : ndarray of float32, shape (M,)
     activation_scale : float
-        The scale of the layer's quantized input.
+        The scale of the layer's quantized input, a float32 value.
 
     Returns
     -------
@@ -112,8 +109,9 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
         If a value of the bias is NaN or infinite.
     """
     _check_finite("bias", bias)
+    # The step is a float32 value, so no larger product is rounded to float32 below it.
     step = np.maximum(np.abs(bias, dtype=np.float64) / BIAS_LIMIT, np.finfo(np.float32).tiny)
-    return step / activation_scale * (1 + _ROUNDING)
+    return step / activation_scale
 
 
 def quantize_bias(
