@@ -136,7 +136,7 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
         scheme: WeightScheme = TernaryScheme(group_size=max(1, int(np.count_nonzero(group == 0))))
     else:
         w8 = constant(source)
-        if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis or w8.min(initial=0) < -127:
+        if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis:
             return None
         plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
         group = np.zeros(w8.shape[group_axis], np.int32)
