@@ -162,7 +162,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return options
 
 
-def _choice(name: str, kind: type[StrEnum], value: object) -> StrEnum:
+def _choice(name: str, kind: type[StrEnum], value: Any) -> StrEnum:
     try:
         return kind(value)
     except ValueError:

@@ -126,7 +126,9 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
         return None
     row_scale = constant(node.inputs[1])
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
-    if row_scale is None or zero is None or zero.any() or node.attributes.get_int("block_size", 0):
+    if row_scale is None or zero is None or zero.any():
+        return None
+    if node.attributes.get_int("block_size", 0):
         return None
     source = node.inputs[0]
     producer = None if source is None else source.producer()
@@ -191,8 +193,8 @@ def unpacked(node: ir.Node) -> NDArray[np.int8]:
 
 
 def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32]]:
-    arrays = [constant(value) for value in node.inputs]
-    if len(arrays) != len(FUNCTION_INPUTS) or any(array is None for array in arrays):
+    arrays = [array for value in node.inputs if (array := constant(value)) is not None]
+    if not len(arrays) == len(node.inputs) == len(FUNCTION_INPUTS):
         raise ModelError(f"{node.name}: found inputs that are missing or computed, wanted {FUNCTION_INPUTS}")
     codes, table, alpha, group, shape = arrays
     axis = node.attributes.get_int("axis", -1)
@@ -200,10 +202,10 @@ def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int3
         raise ModelError(f"{node.name}: found groups along axis {axis}, wanted axis {group_axis}")
     if not np.array_equal(table, TABLE):
         raise ModelError(f"{node.name}: found an unknown table, wanted five trits a byte")
-    if shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any():  # type: ignore[union-attr]
+    if shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any():
         raise ModelError(f"{node.name}: found the shape {shape}, wanted int64 sizes, none negative")
     try:
-        trits = unpack_trits(codes, tuple(int(size) for size in shape))  # type: ignore[arg-type, union-attr]
+        trits = unpack_trits(codes, tuple(int(size) for size in shape))
     except FgqError as error:
         raise ModelError(f"{node.name}: {error}") from None
-    return Plane(codes=trits, alpha=alpha), group  # type: ignore[arg-type, return-value]
+    return Plane(codes=trits, alpha=alpha), group

@@ -110,7 +110,8 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
     """
     _check_finite("bias", bias)
     # The step is a float32 value, so no larger product is rounded to float32 below it.
-    step = np.maximum(np.abs(bias, dtype=np.float64) / BIAS_LIMIT, np.finfo(np.float32).tiny)
+    step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / BIAS_LIMIT
+    step = np.maximum(step, np.finfo(np.float32).tiny)
     return step / activation_scale
 
 

@@ -63,7 +63,8 @@ def best_scale(prefix: Float) -> Float:
     count = np.arange(1, prefix.shape[-1])
     # The square root of what is to be largest: the square itself leaves the range of float64 at 1e154.
     best = np.argmax(prefix[..., 1:] / np.sqrt(count), axis=-1)
-    return np.take_along_axis(prefix, best[..., None] + 1, -1)[..., 0] / (best + 1)
+    scale: Float = np.take_along_axis(prefix, best[..., None] + 1, -1)[..., 0] / (best + 1)
+    return scale
 
 
 def fit_rows(
@@ -143,7 +144,8 @@ def _prefix_sums(magnitude: Float) -> Float:
 
 def _round_at_half(groups: NDArray[np.floating], magnitude: Float, scale: Float) -> NDArray[np.int8]:
     kept = (magnitude >= scale[..., None] / 2) & (scale[..., None] > 0)
-    return (np.sign(groups) * kept).astype(np.int8)
+    codes: NDArray[np.int8] = (np.sign(groups) * kept).astype(np.int8)
+    return codes
 
 
 def _choose_alpha(
