@@ -35,7 +35,7 @@ from fgq.data import Source as DataSource
 from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.mmse import choose_quantizer
 from fgq.qtensor import QuantizedTensor
-from fgq.quantize import least_row_scale, lost_groups, quantize_weight, signal_to_noise_db
+from fgq.quantize import check_finite, least_row_scale, lost_groups, quantize_weight, signal_to_noise_db
 from fgq.report import LayerReport, Report, SelfCheck, bits_per_weight, multiplications, removed_share
 from fgq.scheme import ActivationScheme, Quantizer, TernaryScheme
 
@@ -175,6 +175,7 @@ def _convert(
     chosen = choose_schemes(model, find_layers(model), config)
     choices = [entry for entry in chosen if isinstance(entry, Choice)]
     _check_convertible(chosen, choices, config, calibration)
+    _check_finite(choices)
     specs = input_specs(model)
     feeds = None if calibration is None else as_batches(calibration, specs, CALIBRATION_BATCH)
     check, feeds = _check_data(model, specs, feeds)
@@ -230,6 +231,14 @@ def _check_convertible(
             f"calibration data: found none, wanted some hundred samples for {config.activations} activations; "
             "give --calibration-data FILE.npz or a folder, or --activations none to quantize weights alone"
         )
+
+
+def _check_finite(choices: Sequence[Choice]) -> None:
+    """Refuse NaN in weights by their layer, before calibration meets it in the activations after."""
+    for choice in choices:
+        for what, value in (("weights", choice.layer.weight), ("bias", choice.layer.bias)):
+            if value is not None:
+                check_finite(f"{choice.layer.name}: {what}", value.const_value.numpy())  # type: ignore[union-attr]
 
 
 def _check_data(

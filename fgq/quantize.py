@@ -54,7 +54,7 @@ def quantize_weight(
     """
     if weight.size == 0:
         raise WeightError(f"weights: found an empty tensor {list(weight.shape)}")
-    _check_finite("weights", weight)
+    check_finite("weights", weight)
     rows = np.moveaxis(weight, (channel_axis, group_axis), (0, -1))
     matrix = rows.reshape(rows.shape[0], -1, rows.shape[-1])
     least = least_row_scale
@@ -108,7 +108,7 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
     WeightError
         If a value of the bias is NaN or infinite.
     """
-    _check_finite("bias", bias)
+    check_finite("bias", bias)
     # The step is a float32 value, so no larger product is rounded to float32 below it.
     step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / BIAS_LIMIT
     step = np.maximum(step, np.finfo(np.float32).tiny)
@@ -165,7 +165,20 @@ def signal_to_noise_db(signal: NDArray[np.floating], approximation: NDArray[np.f
     return float(10 * np.log10(power / noise)) if power else float("-inf")
 
 
-def _check_finite(what: str, values: NDArray[np.floating]) -> None:
+def check_finite(what: str, values: NDArray[np.floating]) -> None:
+    """Refuse NaN and infinity.
+
+    Parameters
+    ----------
+    what : str
+        What an error calls the values.
+    values : ndarray of float
+
+    Raises
+    ------
+    WeightError
+        Saying how many values are not finite.
+    """
     bad = values.size - int(np.count_nonzero(np.isfinite(values)))
     if bad:
         raise WeightError(f"{what}: found {bad} of {values.size} values NaN or infinite, wanted finite ones")
