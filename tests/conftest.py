@@ -1,0 +1,113 @@
+"""Small ONNX models, and what onnxruntime makes of them."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from fgq import Session
+from fgq.kernels.dispatch import Wish
+
+Arrays = dict[str, np.ndarray]
+MakeModel = Callable[..., onnx.ModelProto]
+Run = Callable[..., list[np.ndarray]]
+
+
+def _make_model(
+    text: str, weights: Arrays | None = None, *, opset: int = 17, ir_version: int = 8, domains: str = ""
+) -> onnx.ModelProto:
+    """Read a graph, ``(float[N,3] x) => (float y) {y = Relu(x)}``; outputs of any shape, weights by name."""
+    imports = f'"" : {opset}' + (f", {domains}" if domains else "")
+    model = onnx.parser.parse_model(
+        f"<ir_version: {ir_version}, opset_import: [{imports}]> graph_of_test {text}"
+    )
+    inputs = {value.name for value in model.graph.input}
+    for output in model.graph.output:
+        if output.name not in inputs:
+            output.type.tensor_type.ClearField("shape")
+    for name, array in (weights or {}).items():
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    return model
+
+
+def _session(
+    model: onnx.ModelProto | str | Path, optimized: Path | None = None
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def _run(
+    model: onnx.ModelProto | str | Path, feeds: Arrays, outputs: list[str] | None = None
+) -> list[np.ndarray]:
+    """Run a model in onnxruntime."""
+    results: list[Any] = _session(model).run(outputs, feeds)
+    return results
+
+
+@pytest.fixture(scope="session")
+def make_model() -> MakeModel:
+    return _make_model
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    return _run
+
+
+@pytest.fixture
+def optimized(tmp_path: Path) -> Callable[[onnx.ModelProto], Counter[str]]:
+    """Count the operators of a model after onnxruntime has optimized it."""
+
+    def count(model: onnx.ModelProto) -> Counter[str]:
+        _session(model, tmp_path / "optimized.onnx")
+        return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+
+    return count
+
+
+def _with_integers_as_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a converted model with every quantized activation as a further output."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    clips = [node for node in model.graph.node if node.name.endswith("_int4_clipped")]
+    quantized = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    clipped = {node.input[0] for node in clips}
+    exposed.graph.output.extend(
+        helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, None)
+        for node in (*clips, *quantized)
+        if node.output[0] not in clipped
+    )
+    return exposed
+
+
+@pytest.fixture(scope="session")
+def check_integers() -> Callable[..., None]:
+    """Compare every integer that passes between layers, and the outputs, with onnxruntime's."""
+
+    def check(model: onnx.ModelProto, feeds: Arrays, rtol: float = 0.0) -> None:
+        model = _with_integers_as_outputs(model)
+        expected = _run(model, feeds)
+        for wish in Wish:
+            session = Session(model.SerializeToString(), kernels=wish)
+            found = session.run(None, feeds)
+            for output, ours, theirs in zip(session.get_outputs(), found, expected, strict=True):
+                assert ours.dtype == theirs.dtype
+                assert ours.shape == theirs.shape
+                if ours.dtype == np.float32:
+                    atol = rtol * float(np.abs(theirs).max(initial=0.0))
+                    np.testing.assert_allclose(ours, theirs, 0, atol, err_msg=f"{wish}: {output.name}")
+                else:
+                    np.testing.assert_array_equal(ours, theirs, err_msg=f"{wish}: {output.name}")
+
+    return check

@@ -1,0 +1,106 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from fgq import convert
+from fgq.config import Activations, Form
+from fgq.converters.export import ExportForm, export
+from fgq.errors import ModelError
+
+TEXT = """(float[N,3,8,8] x) => (float y, float d) {
+    a = Conv<pads=[1,1,1,1]>(x, w, b)
+    r = Clip(a, zero, six)
+    c = Conv<pads=[1,1,1,1]>(r, v)
+    d = Add(c, r)
+    p = GlobalAveragePool(d)
+    q = Flatten(p)
+    y = Gemm<transB=1>(q, u, k)
+}"""
+
+
+def normal(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+WEIGHTS = {
+    "w": normal(8, 3, 3, 3),
+    "b": normal(8),
+    "v": normal(8, 8, 3, 3),
+    "u": normal(5, 8),
+    "k": normal(5),
+}
+WEIGHTS |= {"zero": np.float32(0), "six": np.float32(6)}
+FEEDS = {"x": normal(4, 3, 8, 8)}
+
+
+@pytest.fixture(scope="module")
+def float_model(make_model):
+    return make_model(TEXT, WEIGHTS)
+
+
+def exported(model, form):
+    found = ir.from_proto(model)
+    export(found, form)
+    result = ir.to_proto(found)
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("form", [Form.PACKED, Form.INT8])
+@pytest.mark.parametrize("target", [ExportForm.INT8, ExportForm.INLINED])
+def test_integers_stay(float_model, run, check_integers, activations, form, target):
+    model = convert(float_model, calibration=FEEDS, group_size=4, activations=activations, form=form).model
+    result = exported(model, target)
+    assert not result.functions
+    assert {entry.domain for entry in result.opset_import} == {""}
+    for found, expected in zip(run(result, FEEDS), run(model, FEEDS), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("form", list(Form))
+def test_forms_are_equal(float_model, run, activations, form):
+    """Whatever form is asked for, onnxruntime's results are those of the packed one."""
+    options = {"calibration": FEEDS, "group_size": 4, "activations": activations}
+    packed = run(convert(float_model, **options).model, FEEDS)
+    for found, expected in zip(
+        run(convert(float_model, **options, form=form).model, FEEDS), packed, strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("form", [Form.PACKED, Form.INT8])
+def test_float(float_model, run, activations, form):
+    """Float weights are those of a conversion that leaves activations alone."""
+    model = convert(float_model, calibration=FEEDS, group_size=4, activations=activations, form=form).model
+    result = exported(model, ExportForm.FLOAT)
+    assert {node.op_type for node in result.graph.node} == {
+        "Conv",
+        "Clip",
+        "Add",
+        "GlobalAveragePool",
+        "Flatten",
+        "Gemm",
+    }
+    only_weights = convert(float_model, group_size=4, activations=Activations.NONE).model
+    for found, expected in zip(run(result, FEEDS), run(only_weights, FEEDS), strict=True):
+        # The bias is rounded to 2**-20 and less of the output where activations are quantized.
+        np.testing.assert_allclose(found, expected, 0, 1e-3 * np.abs(expected).max())
+
+
+def test_quantizer_before_an_output(make_model, run):
+    text = "(float[N,16] x) => (float y, float d) { a = MatMul(x, w)\n y = MatMul(a, v)\n d = Identity(a) }"
+    feeds = {"x": normal(4, 16)}
+    model = convert(make_model(text, {"w": normal(16, 16), "v": normal(16, 4)}), calibration=feeds).model
+    for form in ExportForm:
+        result = exported(model, form)
+        assert [output.name for output in result.graph.output] == ["y", "d"]
+        run(result, feeds)
+
+
+def test_refuses_a_float_model(float_model):
+    with pytest.raises(ModelError, match="found no packed and no int8 weights"):
+        export(ir.from_proto(float_model), ExportForm.INT8)

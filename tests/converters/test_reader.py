@@ -1,0 +1,99 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from fgq import convert
+from fgq.converters.reader import OPSETS, read_float_model
+from fgq.errors import ModelError
+
+TEXT = """(float[2,3,8,8] x) => (float y) {
+    a = Conv<pads=[1,1,1,1]>(x, w, b)
+    r = Relu(a)
+    c = Conv(r, v)
+    p = MaxPool<kernel_shape=[2,2]>(c)
+    q = Flatten(p)
+    y = Gemm<transB=1>(q, u, k)
+}"""
+
+
+def normal(*shape):
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+WEIGHTS = {
+    "w": normal(8, 3, 3, 3),
+    "b": normal(8),
+    "v": normal(8, 8, 1, 1),
+    "u": normal(5, 8 * 49),
+    "k": normal(5),
+}
+FEEDS = {"x": normal(2, 3, 8, 8)}
+RUN_BY_ONNXRUNTIME = range(9, 27)
+
+
+@pytest.mark.parametrize("opset", RUN_BY_ONNXRUNTIME)
+def test_opsets(make_model, run, check_integers, opset):
+    model = make_model(TEXT, WEIGHTS, opset=opset, ir_version=3 if opset < 10 else 8 if opset < 21 else 10)
+    if opset < 10:  # until IR version 4 every initializer was an input
+        model.graph.input.extend(
+            helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in model.graph.initializer
+        )
+    before = model.SerializeToString()
+    result = convert(model, calibration=FEEDS, group_size=4)
+    assert model.SerializeToString() == before
+    assert [value.name for value in result.model.graph.input] == ["x"]
+    assert {entry.domain: entry.version for entry in result.model.opset_import} == {
+        "": max(opset, 13),
+        "fgq": 1,
+    }
+    assert result.model.ir_version >= 8
+    onnx.checker.check_model(result.model, full_check=True)
+    check_integers(result.model, FEEDS)
+
+
+@pytest.mark.parametrize("opset", [1, 8, OPSETS.stop])
+def test_refuses_other_opsets(make_model, opset):
+    model = make_model(TEXT, WEIGHTS, opset=opset, ir_version=3)
+    with pytest.raises(ModelError, match=f"found opset {opset}, wanted 9 to 28"):
+        read_float_model(model)
+
+
+def test_refuses_a_model_of_functions_alone(make_model):
+    model = make_model("(float[3] x) => (float y) { y = local.F(x) }", domains='"local" : 1')
+    del model.opset_import[0]
+    with pytest.raises(ModelError, match="found opset None"):
+        read_float_model(model)
+
+
+def test_refuses_what_the_version_converter_cannot_bring_up(make_model):
+    model = make_model("(float[1,1,4,4] x) => (float y) { y = NoSuchOperator(x) }", opset=11)
+    with pytest.raises(ModelError, match="version converter cannot bring it to opset 13"):
+        read_float_model(model)
+
+
+def test_refuses_a_converted_model(make_model):
+    once = convert(make_model(TEXT, WEIGHTS), calibration=FEEDS, group_size=4).model
+    with pytest.raises(ModelError, match="found a model that fgq has converted"):
+        convert(once, calibration=FEEDS)
+    for form in ("int8", "inlined"):
+        other = convert(make_model(TEXT, WEIGHTS), calibration=FEEDS, group_size=4, form=form).model
+        with pytest.raises(ModelError, match="its weights are already quantized"):
+            convert(other, calibration=FEEDS)
+
+
+def test_does_not_change_a_model_in_memory(make_model):
+    model = ir.from_proto(make_model(TEXT, WEIGHTS))
+    before = ir.to_proto(model).SerializeToString()
+    convert(model, calibration=FEEDS)
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_external_data(make_model, tmp_path, monkeypatch):
+    model = make_model(TEXT, WEIGHTS)
+    expected = convert(model, calibration=FEEDS, group_size=4).model
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    monkeypatch.chdir(tmp_path.parent)
+    found = convert(tmp_path / "m.onnx", calibration=FEEDS, group_size=4).model
+    assert found.SerializeToString() == expected.SerializeToString()

@@ -1,0 +1,210 @@
+import copy
+import threading
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from fgq import Session, convert
+from fgq.errors import ConfigError, DataError, FgqError, ModelError
+
+TEXT = """(float[N,3,8,8] x, float[N,8] z) => (float y, float s, float t) {
+    a = Conv<pads=[1,1,1,1]>(x, w)
+    b = Relu(a)
+    c = Conv<pads=[1,1,1,1]>(b, v)
+    d = Relu(c)
+    e = GlobalAveragePool(d)
+    f = Flatten(e)
+    g = Add(f, z)
+    y = Gemm<transB=1>(g, u, k)
+    s = Softmax(y)
+    t = Neg(z)
+}"""
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+WEIGHTS = {"w": normal(8, 3, 3, 3), "v": normal(8, 8, 3, 3), "u": normal(5, 8), "k": normal(5)}
+FEEDS = {"x": normal(4, 3, 8, 8, seed=1), "z": normal(4, 8, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def float_model(make_model):
+    return make_model(TEXT, WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def converted(float_model):
+    return convert(float_model, calibration=FEEDS, group_size=4).model
+
+
+@pytest.fixture(scope="module")
+def session(converted):
+    return Session(converted.SerializeToString())
+
+
+def test_describes_inputs_and_outputs_as_onnxruntime_does(session, converted):
+    import onnxruntime
+
+    theirs = onnxruntime.InferenceSession(converted.SerializeToString(), providers=["CPUExecutionProvider"])
+    for ours, others in (
+        (session.get_inputs(), theirs.get_inputs()),
+        (session.get_outputs(), theirs.get_outputs()),
+    ):
+        assert [(a.name, a.shape, a.type) for a in ours] == [(a.name, a.shape, a.type) for a in others]
+
+
+def test_outputs_in_the_order_asked_for(session, run, converted):
+    y, s, t = session.run(None, FEEDS)
+    for ours, theirs in zip((y, s, t), run(converted, FEEDS), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    again = session.run(["t", "y", "t"], FEEDS)
+    for found, expected in zip(again, (t, y, t), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert session.run([], FEEDS) == []
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_batches_of_any_length(session, batch):
+    part = session.run(None, {name: array[:batch] for name, array in FEEDS.items()})
+    for some, all_ in zip(part, session.run(None, FEEDS), strict=True):
+        np.testing.assert_array_equal(some, all_[:batch])
+
+
+def test_layout_of_the_input_does_not_matter(session):
+    turned = {name: np.asfortranarray(array) for name, array in FEEDS.items()}
+    np.testing.assert_array_equal(session.run(["y"], turned)[0], session.run(["y"], FEEDS)[0])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "found none, wanted x, z"),
+        ({"x": FEEDS["x"]}, "found x, wanted x, z"),
+        (FEEDS | {"w": WEIGHTS["w"]}, "found w, x, z, wanted x, z"),
+        (FEEDS | {"x": FEEDS["x"].astype(np.float64)}, "double"),
+        (FEEDS | {"x": FEEDS["x"][:, :2]}, "dimensions"),
+        (FEEDS | {"x": FEEDS["x"][0]}, "rank"),
+    ],
+)
+def test_refuses_inputs_that_do_not_fit(session, feeds, message):
+    with pytest.raises(DataError, match=message):
+        session.run(None, feeds)
+
+
+def test_refuses_unknown_outputs(session):
+    with pytest.raises(DataError, match=r"output 'a': not of this model, wanted one of y, s, t"):
+        session.run(["a"], FEEDS)
+
+
+def test_several_threads_at_once(converted, session):
+    sessions = [session, Session(converted.SerializeToString(), kernels="multiplication-free", threads=1)]
+    expected = session.run(None, FEEDS)
+    found = {}
+
+    def work(index):
+        found[index] = [sessions[index % 2].run(None, FEEDS) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results in found.values():
+        for result in results:
+            for ours, theirs in zip(result, expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_is_never_pickled(session, duplicate):
+    """Copies go the way of pickles."""
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        duplicate(session)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference", "multiplication-free"])
+def test_steps_say_what_runs(converted, kernels):
+    steps = {
+        step.name: step.kernel for step in Session(converted.SerializeToString(), kernels=kernels).steps()
+    }
+    layers = {name: kernel for name, kernel in steps.items() if kernel != "onnxruntime"}
+    assert len(layers) == 3
+    first, ternary, last = layers.values()
+    if kernels == "reference":
+        assert all(kernel.endswith("reference") for kernel in layers.values())
+    else:
+        assert "ternary" in ternary
+        assert "int8" in first
+        assert "int8" in last
+
+
+def test_unknown_wish(converted):
+    with pytest.raises(ConfigError, match="kernels: found 'fast'"):
+        Session(converted.SerializeToString(), kernels="fast")
+
+
+def test_float_model_runs_whole(float_model, run, tmp_path):
+    path = tmp_path / "float.onnx"
+    onnx.save(float_model, path)
+    session = Session(path)
+    assert [step.kernel for step in session.steps()] == ["onnxruntime"]
+    for ours, theirs in zip(session.run(None, FEEDS), run(float_model, FEEDS), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_external_data(float_model, converted, session, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    for model in (float_model, converted):
+        copied = onnx.ModelProto()
+        copied.CopyFrom(model)
+        onnx.save(
+            copied, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0
+        )
+        expected = Session(model.SerializeToString()).run(None, FEEDS)
+        for ours, theirs in zip(Session(tmp_path / "m.onnx").run(None, FEEDS), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        (tmp_path / "m.data").unlink()
+
+
+def test_inputs_with_a_default_are_constants(float_model, run):
+    model = onnx.ModelProto()
+    model.CopyFrom(float_model)
+    model.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in float_model.graph.initializer
+    )
+    session = Session(model.SerializeToString())
+    assert [value.name for value in session.get_inputs()] == ["x", "z"]
+    np.testing.assert_array_equal(session.run(["y"], FEEDS)[0], run(float_model, FEEDS, ["y"])[0])
+
+
+@pytest.mark.parametrize(("operator", "domains"), [("nowhere.Relu", '"nowhere" : 1'), ("NoSuchOperator", "")])
+def test_refuses_what_onnxruntime_refuses(make_model, operator, domains):
+    model = make_model(f"(float[3] x) => (float y) {{ y = {operator}(x) }}", domains=domains)
+    with pytest.raises(ModelError, match="onnxruntime refuses"):
+        Session(model.SerializeToString())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x08"])
+def test_refuses_bytes_that_are_no_model(content):
+    with pytest.raises(FgqError):
+        Session(content)
+
+
+def test_outputs_that_no_layer_computes(make_model, run):
+    text = """(float[N,16] x) => (float y, float[N,16] x, float w, float i) {
+        a = MatMul(x, w)
+        y = MatMul(a, v)
+        i = Identity(k)
+    }"""
+    weights = {"w": normal(16, 16), "v": normal(16, 3), "k": normal(3)}
+    feeds = {"x": normal(4, 16)}
+    model = convert(make_model(text, weights), calibration=feeds, group_size=4).model
+    for ours, theirs in zip(
+        Session(model.SerializeToString()).run(None, feeds), run(model, feeds), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
