@@ -93,7 +93,7 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
     if length % scheme.group_size:
         scheme = _fit(layer, length, config)
         rest = length % scheme.group_size
-        notes.append(f"{length} input channels: " + (f"last group of {rest}" if rest else str(scheme)))
+        notes.append(f"last group of {rest}" if rest else f"{length} input channels")
     return Choice(layer, scheme, activations, "; ".join(notes))
 
 

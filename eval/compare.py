@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class LayerError:
     operator: str
     signal_to_noise_db: float
     cosine: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as plain values that JSON can hold; an infinite ratio becomes None."""
+        finite = np.isfinite(self.signal_to_noise_db)
+        return asdict(self) | {"signal_to_noise_db": self.signal_to_noise_db if finite else None}
 
 
 class _Sums:
@@ -94,7 +99,10 @@ def compare(
     """
     reference, candidate = onnx_file.load(float_model), onnx_file.load(converted)
     shared = _shared_results(reference, candidate)
-    names = [value.name for value in shared]
+    names = [str(value.name) for value in shared]
+    places = [
+        ("output" if value.is_graph_output() else _layer_name(value), _operator(value)) for value in shared
+    ]
     sessions = [
         onnxruntime_session(_exposing(model, names), str(path))
         for model, path in ((reference, float_model), (candidate, converted))
@@ -111,12 +119,12 @@ def compare(
     return [
         LayerError(
             name=name,
-            layer="output" if value.is_graph_output() else _layer_name(value),
-            operator=_operator(value),
+            layer=layer,
+            operator=operator,
             signal_to_noise_db=sums[name].decibels,
             cosine=sums[name].cosine,
         )
-        for name, value in zip(names, shared, strict=True)
+        for name, (layer, operator) in zip(names, places, strict=True)
     ]
 
 
@@ -136,7 +144,7 @@ def _shared_results(reference: ir.Model, candidate: ir.Model) -> list[ir.Value]:
     return shared
 
 
-def _exposing(model: ir.Model, names: Sequence[str | None]) -> bytes:
+def _exposing(model: ir.Model, names: Sequence[str]) -> bytes:
     """Return the model with the named values as its outputs, serialized."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs.clear()
@@ -149,7 +157,7 @@ def _exposing(model: ir.Model, names: Sequence[str | None]) -> bytes:
     return ir.to_proto(model).SerializeToString()
 
 
-def _run(session: Any, names: Sequence[str | None], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(session: Any, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     try:
         return list(session.run(names, dict(feed)))
     except Exception as error:

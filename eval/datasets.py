@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 from typing import Literal
 
-from fgq.data import LABELS, InputSpec, Samples, as_samples, load_samples
+from fgq import onnx_file
+from fgq.data import LABELS, Samples, as_samples, input_specs, load_samples
 from fgq.errors import DataError
 from fgq.eval import characters
 
@@ -19,7 +20,7 @@ DOCSTRINGS = "docstrings"
 Split = Literal["calibration", "test"]
 
 
-def open_dataset(data: str, inputs: Sequence[InputSpec], split: Split) -> Samples:
+def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samples:
     """Open a data set.
 
     Parameters
@@ -27,8 +28,8 @@ def open_dataset(data: str, inputs: Sequence[InputSpec], split: Split) -> Sample
     data : str
         ``characters``, ``docstrings`` (for calibration), an ``.npz`` file, or a folder of ``.npz`` files
         or images (`fgq.data.load_samples`). A file or folder is taken before a data set of that name.
-    inputs : sequence of InputSpec
-        The inputs of the model that will read the data.
+    model : path-like
+        The model that will read the data.
     split : "calibration" or "test"
         Which part of a data set known by name.
 
@@ -36,7 +37,10 @@ def open_dataset(data: str, inputs: Sequence[InputSpec], split: Split) -> Sample
     ------
     DataError
         If there is no such data set, or it does not fit the model.
+    ModelError
+        If the model cannot be read.
     """
+    inputs = input_specs(onnx_file.load(model))
     if Path(data).exists():
         return load_samples(data, inputs)
     if data == CHARACTERS:

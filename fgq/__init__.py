@@ -1,1 +1,44 @@
 """Convert pretrained ONNX models to ternary weights with fine-grained scales, and run them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fgq.config import ConversionConfig
+    from fgq.errors import FgqError
+    from fgq.pipeline import Conversion, convert, convert_file
+    from fgq.runtime import Session
+    from fgq.scheme import ActivationScheme, Int8Scheme, TernaryScheme
+
+__all__ = [
+    "ActivationScheme",
+    "Conversion",
+    "ConversionConfig",
+    "FgqError",
+    "Int8Scheme",
+    "Session",
+    "TernaryScheme",
+    "convert",
+    "convert_file",
+]
+
+_HOMES = {
+    "ActivationScheme": "fgq.scheme",
+    "Conversion": "fgq.pipeline",
+    "ConversionConfig": "fgq.config",
+    "FgqError": "fgq.errors",
+    "Int8Scheme": "fgq.scheme",
+    "Session": "fgq.runtime",
+    "TernaryScheme": "fgq.scheme",
+    "convert": "fgq.pipeline",
+    "convert_file": "fgq.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import fgq`` stays light."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fgq' has no attribute {name!r}")

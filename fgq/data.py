@@ -85,14 +85,27 @@ class Samples:
         Where the samples come from, in order.
     labels : ndarray of int64, shape (len(self),), optional
         The class of each sample.
+    limit : int, optional
+        Only so many samples, the first ones.
     """
 
-    def __init__(self, parts: Sequence[_Part], labels: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[_Part],
+        labels: NDArray[np.int64] | None = None,
+        limit: int | None = None,
+    ) -> None:
         self._parts = parts
-        self.labels = labels
+        self._limit = limit
+        self.labels = None if labels is None else labels[:limit]
 
     def __len__(self) -> int:
-        return sum(len(part) for part in self._parts)
+        length = sum(len(part) for part in self._parts)
+        return length if self._limit is None else min(length, self._limit)
+
+    def first(self, count: int) -> Samples:
+        """Return the first `count` samples, or all where there are fewer."""
+        return Samples(self._parts, self.labels, min(count, len(self)))
 
     def batches(self, size: int) -> Iterator[Feed]:
         """Yield the samples in order, `size` at a time.
@@ -118,8 +131,12 @@ class Samples:
         if size < 1:
             raise ConfigError(f"batch size: found {size}, wanted a whole number of at least 1")
         pending: list[Feed] = []
+        left = len(self)
         for part in self._parts:
-            feed = part.read()
+            if left == 0:
+                break
+            feed = {name: array[:left] for name, array in part.read().items()}
+            left -= _length(feed)
             if pending and _sample_shapes(feed) != _sample_shapes(pending[0]):
                 yield _joined(pending)
                 pending = []

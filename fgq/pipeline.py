@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from fgq import onnx_file
 from fgq.calibrate import observe
-from fgq.config import Activations, ConversionConfig, Form
+from fgq.config import Activations, ConversionConfig
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.passes import prepare
@@ -32,12 +33,13 @@ from fgq.converters.self_check import few_samples, onnxruntime_session, self_che
 from fgq.converters.sites import Site, find_sites
 from fgq.data import Feed, InputSpec, as_batches, input_specs
 from fgq.data import Source as DataSource
-from fgq.errors import DataError, FgqError, ModelError, OutputError
+from fgq.errors import DataError, FgqError, ModelError
+from fgq.files import refuse_same_file
 from fgq.mmse import choose_quantizer
-from fgq.qtensor import QuantizedTensor
-from fgq.quantize import check_finite, least_row_scale, lost_groups, quantize_weight, signal_to_noise_db
-from fgq.report import LayerReport, Report, SelfCheck, bits_per_weight, multiplications, removed_share
+from fgq.quantize import check_finite, least_row_scale, quantize_weight
+from fgq.report import LayerReport, Report, SelfCheck
 from fgq.scheme import ActivationScheme, Quantizer, TernaryScheme
+from fgq.survey import describe, model_bytes
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, the steps done and, where it is known, their number."""
@@ -133,31 +135,9 @@ def convert_file(
     FgqError
         If the model, the data or an option cannot be used, or the result cannot be written.
     """
-    if Path(destination).exists() and Path(source).exists() and os.path.samefile(source, destination):
-        raise OutputError(f"{destination}: found the input itself, wanted another file to write to")
+    refuse_same_file(source, destination)
     with onnx_file.staged(destination) as path:
         return _convert(source, path, config, calibration, progress)[1]
-
-
-def survey(source: Source, config: ConversionConfig) -> Report:
-    """Report what a conversion would do, without calibrating, quantizing or writing anything.
-
-    Parameters
-    ----------
-    source : path-like, onnx.ModelProto or onnx_ir.Model
-    config : ConversionConfig
-    """
-    model = read_float_model(source)
-    size = _bytes(source, model)
-    prepare(model)
-    chosen = choose_schemes(model, find_layers(model), config)
-    return Report(
-        options=_options(config),
-        layers=tuple(_describe(entry, None, config.form) for entry in chosen),
-        float_bytes=size,
-        converted_bytes=0,
-        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
-    )
 
 
 def _convert(
@@ -170,7 +150,7 @@ def _convert(
     report_progress = progress or (lambda stage, done, total: None)
     report_progress("read", 0, None)
     model = read_float_model(source)
-    float_bytes = _bytes(source, model)
+    float_bytes = model_bytes(source, model)
     prepare(model)
     chosen = choose_schemes(model, find_layers(model), config)
     choices = [entry for entry in chosen if isinstance(entry, Choice)]
@@ -187,16 +167,16 @@ def _convert(
         report_progress("quantize weights", done, len(choices))
         layers.append(_quantize_layer(choice, sites, quantizers))
     weights = {layer.layer.node: layer.weight for layer in layers}
-    described = tuple(_describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
+    described = tuple(describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
 
     report_progress("write", 0, None)
     quantize_graph(model, layers, quantizers, config.form)
-    model.producer_name, model.producer_version = "fgq", _version()
+    model.producer_name, model.producer_version = "fgq", version("fgq")
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
     return model, Report(
-        options=_options(config),
+        options=asdict(config),
         layers=described,
         float_bytes=float_bytes,
         converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
@@ -228,8 +208,9 @@ def _check_convertible(
         raise ModelError(f"model: found no layer to convert, wanted at least one ({reasons or 'no weights'})")
     if config.activations is not Activations.NONE and calibration is None:
         raise DataError(
-            f"calibration data: found none, wanted some hundred samples for {config.activations} activations; "
-            "give --calibration-data FILE.npz or a folder, or --activations none to quantize weights alone"
+            f"calibration data: found none, wanted some hundred samples for {config.activations} "
+            "activations; give --calibration-data FILE.npz or a folder, or --activations none to quantize "
+            "weights alone"
         )
 
 
@@ -339,45 +320,6 @@ def _node(entry: Choice | FloatNode) -> ir.Node:
     return entry.layer.node if isinstance(entry, Choice) else entry.node
 
 
-def _describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Form) -> LayerReport:
-    if isinstance(entry, FloatNode):
-        return LayerReport(
-            name=entry.name,
-            operator=entry.op_type,
-            shape=(),
-            scheme="float",
-            activations="float",
-            reason=entry.reason,
-            bits_per_weight=32.0,
-            signal_to_noise_db=None,
-            multiplications=None,
-            multiplications_removed=0.0,
-            lost_groups=0,
-        )
-    layer = entry.layer
-    output = layer.output.shape
-    weight = None if tensor is None else layer.weight.const_value.numpy()  # type: ignore[union-attr]
-    return LayerReport(
-        name=layer.name,
-        operator=layer.op_type,
-        shape=layer.shape,
-        scheme=str(entry.weights),
-        activations=str(entry.activations or "float"),
-        reason=entry.note,
-        bits_per_weight=32.0 if tensor is None else bits_per_weight(tensor, packed=form is not Form.INT8),
-        signal_to_noise_db=(
-            None if tensor is None or weight is None else signal_to_noise_db(weight, tensor.dequantize())
-        ),
-        multiplications=multiplications(
-            layer.shape,
-            layer.channel_axis,
-            None if output is None else [size if isinstance(size, int) else None for size in output],
-        ),
-        multiplications_removed=0.0 if tensor is None else removed_share(tensor),
-        lost_groups=0 if tensor is None or weight is None else lost_groups(weight, tensor),
-    )
-
-
 def _warnings(layers: Sequence[LayerReport], check: SelfCheck | None) -> Iterator[str]:
     for layer in layers:
         if layer.lost_groups:
@@ -396,22 +338,3 @@ def _warnings(layers: Sequence[LayerReport], check: SelfCheck | None) -> Iterato
                 f"output {output.name}: {output.signal_to_noise_db:.1f} dB from the float model's; expect a "
                 "loss of accuracy, measure it with fgq eval, and try a smaller --group-size"
             )
-
-
-def _options(config: ConversionConfig) -> dict[str, Any]:
-    return asdict(config)
-
-
-def _bytes(source: Source, model: ir.Model) -> int:
-    """Return the size of a model: of its file and external data, or of its tensors in memory."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    if isinstance(source, ir.Model | onnx.ModelProto):
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return sum(path.stat().st_size for path in {Path(source), *external})
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("fgq")

@@ -26,13 +26,13 @@ class LayerReport:
         ``int8``, ``int4`` or ``float``.
     reason : str
         Why the layer is float, or differs from the scheme that was asked for; may be empty.
+    multiplications : int or None
+        Of one inference of one sample, before conversion, where a length that the model leaves open
+        counts as 1; None where the shape of the result, or the layer has no constant weights.
     bits_per_weight : float
         As stored in the file, group and row scales counted.
     signal_to_noise_db : float or None
-        Of the quantized against the float weights; None for a float layer.
-    multiplications : int or None
-        Of one inference of one sample, before conversion, where a length that the model leaves open
-        counts as 1; None where the shape of the result is unknown.
+        Of the quantized against the float weights; None where either is not at hand.
     multiplications_removed : float
         The share of them that additions replace.
     lost_groups : int
@@ -45,11 +45,11 @@ class LayerReport:
     scheme: str
     activations: str
     reason: str
-    bits_per_weight: float
-    signal_to_noise_db: float | None
     multiplications: int | None
-    multiplications_removed: float
-    lost_groups: int
+    bits_per_weight: float = 32.0
+    signal_to_noise_db: float | None = None
+    multiplications_removed: float = 0.0
+    lost_groups: int = 0
 
     @property
     def weights(self) -> int:
@@ -145,7 +145,7 @@ class Report:
     @property
     def multiplications_removed(self) -> float | None:
         """The share of all layers' multiplications that additions replace; None where it is unknown."""
-        if any(layer.multiplications is None for layer in self.layers):
+        if any(layer.multiplications is None for layer in self.layers if layer.shape):
             return None
         total = sum(layer.multiplications or 0 for layer in self.layers)
         removed = sum((layer.multiplications or 0) * layer.multiplications_removed for layer in self.layers)

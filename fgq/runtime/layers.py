@@ -9,9 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant, read_weight
+from fgq.container import ACTIVATION_BOUNDS, constant, read_weight
 from fgq.qtensor import QuantizedTensor
 from fgq.scheme import Quantizer
+
+Kind = Literal["conv", "gemm", "matmul", "matmul_left"]
+"""What a layer computes; ``matmul_left`` has its weight on the left."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,8 +42,7 @@ class IntegerLayer:
     ----------
     node : onnx_ir.Node
         The operator.
-    kind : "conv", "gemm", "matmul" or "matmul_left"
-        ``matmul_left`` has its weight on the left.
+    kind : Kind
     weight : QuantizedTensor
     source : onnx_ir.Value
         The uint8 activations that the layer reads.
@@ -54,7 +56,7 @@ class IntegerLayer:
     """
 
     node: ir.Node
-    kind: Literal["conv", "gemm", "matmul", "matmul_left"]
+    kind: Kind
     weight: QuantizedTensor
     source: ir.Value
     activation: Quantizer
@@ -80,36 +82,76 @@ def find_integer_layers(graph: ir.Graph) -> list[IntegerLayer]:
     ModelError
         If a packed weight is damaged.
     """
-    found = (_recognise(node) for node in graph if node.domain == "")
+    found = (_recognise(node) for node in graph)
     return [layer for layer in found if layer is not None]
 
 
-def _recognise(node: ir.Node) -> IntegerLayer | None:
-    kind: Literal["conv", "gemm", "matmul", "matmul_left"]
-    match node.op_type:
-        case "Conv":
-            kind, index, axes = "conv", 1, (1, 0)
-        case "Gemm":
-            channel_axis = 0 if node.attributes.get_int("transB", 0) else 1
-            kind, index, axes = "gemm", 1, (1 - channel_axis, channel_axis)
-            if (
-                node.attributes.get_float("alpha", 1.0) != 1.0
-                or node.attributes.get_float("beta", 1.0) != 1.0
-            ):
-                return None
-        case "MatMul":
-            left = _weight_rank(node.inputs[0])
-            rank = left or _weight_rank(node.inputs[1])
-            if rank is None or rank < 2:
-                return None
-            kind, index, axes = (
-                ("matmul_left", 0, (rank - 1, rank - 2)) if left else ("matmul", 1, (rank - 2, rank - 1))
-            )
-        case _:
+def read_layer_weight(node: ir.Node) -> tuple[Kind, int, QuantizedTensor] | None:
+    """Read the quantized weight of a Conv, MatMul or Gemm.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+
+    Returns
+    -------
+    kind, index, weight : Kind, int, QuantizedTensor; or None
+        What the operator is, which of its inputs the weight is, and the weight; None where the node is
+        another operator or has no quantized weight.
+
+    Raises
+    ------
+    ModelError
+        If a packed weight is damaged.
+    """
+    kind: Kind
+    if node.op_type == "Conv" and node.domain == "":
+        kind, index, axes = "conv", 1, (1, 0)
+    elif node.op_type == "Gemm" and node.domain == "":
+        channel_axis = 0 if node.attributes.get_int("transB", 0) else 1
+        kind, index, axes = "gemm", 1, (1 - channel_axis, channel_axis)
+        if any(node.attributes.get_float(factor, 1.0) != 1.0 for factor in ("alpha", "beta")):
             return None
+    elif node.op_type == "MatMul" and node.domain == "":
+        left = _weight_rank(node.inputs[0])
+        rank = left or _weight_rank(node.inputs[1])
+        if rank is None or rank < 2:
+            return None
+        if left:
+            kind, index, axes = "matmul_left", 0, (rank - 1, rank - 2)
+        else:
+            kind, index, axes = "matmul", 1, (rank - 2, rank - 1)
+    else:
+        return None
     weight = read_weight(node.inputs[index], group_axis=axes[0], channel_axis=axes[1])
+    if weight is None or (kind == "conv" and len(weight.shape) != 4):
+        return None
+    return kind, index, weight
+
+
+def activation_bits(value: ir.Value | None) -> int | None:
+    """Return the width of the quantized activations that an operator reads; None where they are float.
+
+    Parameters
+    ----------
+    value : onnx_ir.Value or None
+        The operator's input.
+    """
+    activation = _read_activation(value)
+    if activation is None:
+        return None
+    clip = activation[0].producer()
+    limits = _clip_limits(clip) if clip is not None and clip.op_type == "Clip" else None
+    return 4 if limits is not None and limits[1] <= ACTIVATION_BOUNDS[4][1] else 8
+
+
+def _recognise(node: ir.Node) -> IntegerLayer | None:
+    found = read_layer_weight(node)
+    if found is None:
+        return None
+    kind, index, weight = found
     activation = _read_activation(node.inputs[1 - index])
-    if weight is None or activation is None or (kind == "conv" and len(weight.shape) != 4):
+    if activation is None:
         return None
     source, quantizer = activation
     bias = None

@@ -1,0 +1,144 @@
+"""`fgq eval`: models side by side on one data set, whatever it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fgq.converters.self_check import onnxruntime_session
+from fgq.errors import DataError, FgqError
+from fgq.eval.accuracy import top1
+from fgq.eval.datasets import DOCSTRINGS, open_dataset
+from fgq.eval.stats import Estimate
+from fgq.onnx_file import first_line
+from fgq.runtime import Session
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one model in one engine reached.
+
+    Parameters
+    ----------
+    model, engine : str
+    bytes : int
+        The size of the model file.
+    samples : int
+    measures : dict of str to Estimate
+        What was measured, each with its 95 % interval: ``top1`` as a share, or ``reciprocal_rank``,
+        ``top1`` and ``cosine``.
+    difference : Estimate or None
+        Of the first measure, from the first row; None in the first row.
+    """
+
+    model: str
+    engine: str
+    bytes: int
+    samples: int
+    measures: Mapping[str, Estimate]
+    difference: Estimate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        return asdict(self)
+
+
+def evaluate(
+    models: Sequence[Path], data: str, engines: Sequence[str], limit: int | None, progress: Progress
+) -> list[Row]:
+    """Measure each model in each engine on the same samples.
+
+    Parameters
+    ----------
+    models : sequence of Path
+    data : str
+        As for `fgq.eval.datasets.open_dataset`; ``docstrings`` measures retrieval, all else top-1.
+    engines : sequence of str
+        ``fgq`` and ``onnxruntime``.
+    limit : int or None
+        Only so many samples, the first ones.
+    progress : callable
+        Called as ``progress(name, done, total)``.
+
+    Raises
+    ------
+    FgqError
+        If a model or the data cannot be used.
+    """
+    sessions = {(str(path), engine): _session(path, engine) for path in models for engine in engines}
+    named = {f"{model} ({engine})": session for (model, engine), session in sessions.items()}
+    try:
+        measured = (
+            _retrieval(named, limit)
+            if data == DOCSTRINGS and not Path(data).exists()
+            else _classification(named, models[0], data, limit, progress)
+        )
+    except FgqError:
+        raise
+    except Exception as error:
+        raise DataError(f"{data}: a model cannot run on it ({first_line(error)})") from None
+    return [
+        Row(
+            model=model,
+            engine=engine,
+            bytes=Path(model).stat().st_size,
+            samples=samples,
+            measures=measures,
+            difference=difference,
+        )
+        for (model, engine), (samples, measures, difference) in zip(sessions, measured, strict=True)
+    ]
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Return column names and cells; shares are in percent."""
+    measures = list(rows[0].measures)
+    columns = ["model", "engine", "MB", *measures, f"{measures[0]} less first"]
+    cells = []
+    for row in rows:
+        figures = [_text(name, estimate) for name, estimate in row.measures.items()]
+        difference = "" if row.difference is None else _text(measures[0], row.difference)
+        cells.append([row.model, row.engine, f"{row.bytes / 1e6:.2f}", *figures, difference])
+    return columns, cells
+
+
+_Measured = tuple[int, Mapping[str, Estimate], Estimate | None]
+
+
+def _text(name: str, estimate: Estimate) -> str:
+    return estimate.percent(2) if name == "top1" else str(estimate)
+
+
+def _session(path: Path, engine: str) -> Any:
+    return Session(path) if engine == "fgq" else onnxruntime_session(path, str(path))
+
+
+def _classification(
+    sessions: Mapping[str, Any], model: Path, data: str, limit: int | None, progress: Progress
+) -> list[_Measured]:
+    samples = open_dataset(data, model, "test")
+    if limit is not None:
+        samples = samples.first(limit)
+    return [
+        (result.samples, {"top1": result.top1}, result.difference)
+        for result in top1(sessions, samples, progress).values()
+    ]
+
+
+def _retrieval(sessions: Mapping[str, Any], limit: int | None) -> list[_Measured]:
+    from fgq.eval import retrieval
+    from fgq.eval.docstrings import docstring_pairs
+
+    pairs = docstring_pairs().test[:limit]
+    return [
+        (
+            len(pairs),
+            {"reciprocal_rank": found.reciprocal_rank, "top1": found.top1, "cosine": found.cosine},
+            found.difference if index else None,
+        )
+        for index, found in enumerate(retrieval.evaluate(sessions, pairs).values())
+    ]

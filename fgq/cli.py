@@ -1,0 +1,317 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import re
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
+from fgq.errors import ConfigError, FgqError, OutputError
+
+app = typer.Typer(
+    name="fgq",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Convert pretrained ONNX models to ternary weights with fine-grained scales, and run them.",
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON alone.")]
+Include = Annotated[str | None, typer.Option(metavar="REGEX", help="Convert only layers whose name matches.")]
+Exclude = Annotated[str | None, typer.Option(metavar="REGEX", help="Leave layers whose name matches float.")]
+
+
+class Engine(StrEnum):
+    """What runs a model."""
+
+    FGQ = "fgq"
+    ONNXRUNTIME = "onnxruntime"
+    BOTH = "both"
+
+
+class ExportTarget(StrEnum):
+    """What a converted model is written as; the values of `fgq.converters.export.ExportForm`."""
+
+    INT8 = "int8"
+    INLINED = "inlined"
+    FLOAT = "float"
+
+
+@app.command()
+def convert(
+    model: ModelPath,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="File to write.")
+    ] = None,
+    group_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Weights that share one scale.  [default: 64]")
+    ] = None,
+    activations: Annotated[
+        Activations | None,
+        typer.Option(help="Static 8- or 4-bit activations, or float ones.  [default: int8]"),
+    ] = None,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Samples of the model's input: an .npz with an array per input, a folder of .npz files or "
+            "of images, or the name of a data set (characters, docstrings).",
+        ),
+    ] = None,
+    form: Annotated[
+        Form | None,
+        typer.Option(help="Five trits a byte, plain int8, or packed without a function.  [default: packed]"),
+    ] = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    group_size_fallback: Annotated[
+        Misfit | None,
+        typer.Option(
+            help="For layers whose input channels are no multiple of the group size: refuse, a shorter last "
+            "group, or a smaller group size that fits.  [default: ragged]"
+        ),
+    ] = None,
+    first_last_int8: Annotated[
+        bool | None,
+        typer.Option(
+            "--first-last-int8/--first-last-ternary",
+            help="The first convolution and the last matrix product at 8 bits.  [default: int8]",
+        ),
+    ] = None,
+    x86_without_vnni: Annotated[
+        bool | None,
+        typer.Option(
+            "--x86-without-vnni",
+            help="Halve the range of scales, for onnxruntime on x86 processors without VNNI.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="These options, from a TOML or JSON file.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done and write nothing.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Also write the report as JSON.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Convert a float model to ternary weights, run the result, and say what was done.
+
+    Example: `fgq convert resnet50.onnx -o resnet50.ternary.onnx --calibration-data images/`
+    """
+    given = {
+        "group_size": group_size,
+        "activations": activations,
+        "form": form,
+        "include": include,
+        "exclude": exclude,
+        "group_size_fallback": group_size_fallback,
+        "first_last_int8": first_last_int8,
+        "x86_without_vnni": x86_without_vnni,
+    }
+    options = {} if config is None else read_config(config)
+    chosen = ConversionConfig(**options | {name: value for name, value in given.items() if value is not None})
+
+    from fgq import display, pipeline, survey
+
+    if dry_run:
+        _show_survey(survey.survey(model, chosen), json=json)
+        return
+    if output is None:
+        raise OutputError("output: found none, wanted -o OUT, or --dry-run to write nothing")
+    samples = None
+    if calibration_data is not None and chosen.activations is not Activations.NONE:
+        samples = _open_data(model, calibration_data, "calibration")
+    with display.progress_bar() as advance:
+        result = pipeline.convert_file(model, output, chosen, samples, advance)
+    if report is not None:
+        _write_json(report, result.to_dict())
+    if json:
+        display.print_json(result.to_dict())
+    else:
+        display.print_report(result, str(output))
+
+
+@app.command()
+def inspect(
+    model: ModelPath,
+    group_size: Annotated[int, typer.Option(metavar="N", help="Weights that share one scale.")] = 64,
+    include: Include = None,
+    exclude: Exclude = None,
+    json: Json = False,
+) -> None:
+    """List the layers of a converted model, or what would become of a float model's layers, and why.
+
+    Example: `fgq inspect resnet50.onnx`
+    """
+    from fgq import survey
+
+    config = ConversionConfig(group_size=group_size, include=include, exclude=exclude)
+    _show_survey(survey.inspect(model, config), json=json)
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[Path], typer.Argument(metavar="MODEL...", help="ONNX models; differences are to the first.")
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DATA",
+            help="An .npz with inputs and labels, a folder of images by class, characters or docstrings.",
+        ),
+    ],
+    engine: Annotated[Engine, typer.Option(help="What runs the models.")] = Engine.ONNXRUNTIME,
+    limit: Annotated[int | None, typer.Option(metavar="COUNT", min=1, help="Only the first samples.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure the accuracy of models side by side, with 95 % intervals.
+
+    Example: `fgq eval float.onnx ternary.onnx --data characters --engine both`
+    """
+    from fgq import display
+    from fgq.eval import evaluation
+
+    engines = ["onnxruntime", "fgq"] if engine is Engine.BOTH else [engine.value]
+    with display.progress_bar() as advance:
+        result = evaluation.evaluate(models, data, engines, limit, advance)
+    if json:
+        display.print_json([row.to_dict() for row in result])
+    else:
+        display.out.print(display.simple_table(*evaluation.table(result), right=2))
+
+
+@app.command()
+def compare(
+    float_model: Annotated[
+        Path, typer.Argument(metavar="FLOAT", help="The float model.", show_default=False)
+    ],
+    converted: Annotated[
+        Path,
+        typer.Argument(metavar="CONVERTED", help="The model that was converted from it.", show_default=False),
+    ],
+    data: Annotated[str, typer.Option(metavar="DATA", help="Real samples, as for fgq eval.")],
+    limit: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Only the first samples.")] = 64,
+    json: Json = False,
+) -> None:
+    """Show the error of every layer, and of the output, on real activations.
+
+    Example: `fgq compare float.onnx ternary.onnx --data characters`
+    """
+    from fgq import display
+    from fgq.eval.compare import compare as compare_models
+
+    samples = _open_data(float_model, data, "test").first(limit)
+    with display.progress_bar() as advance:
+        errors = compare_models(
+            float_model, converted, samples.batches(16), lambda done: advance("compare", done, len(samples))
+        )
+    if json:
+        display.print_json([error.to_dict() for error in errors])
+        return
+    rows = [
+        [error.layer, error.operator, f"{error.signal_to_noise_db:.1f}", f"{error.cosine:.4f}"]
+        for error in errors
+    ]
+    display.out.print(display.simple_table(["layer", "operator", "SNR dB", "cosine"], rows, right=2))
+
+
+@app.command()
+def run(
+    model: ModelPath,
+    source: Annotated[Path, typer.Option("--input", metavar="X.npz", help="An array for each input.")],
+    output: Annotated[Path, typer.Option(metavar="Y.npz", help="Written with an array for each output.")],
+    engine: Annotated[Engine, typer.Option(help="What runs the model.")] = Engine.FGQ,
+    kernels: Annotated[
+        str, typer.Option(metavar="WISH", help="For fgq: auto, multiplication-free or reference.")
+    ] = "auto",
+    json: Json = False,
+) -> None:
+    """Run a model on arrays and write its outputs.
+
+    Example: `fgq run ternary.onnx --input x.npz --output y.npz`
+    """
+    from fgq import display, files
+
+    if engine is Engine.BOTH:
+        raise ConfigError("engine: found both, wanted fgq or onnxruntime")
+    shapes = files.run_file(model, source, output, engine=engine.value, kernels=kernels)
+    if json:
+        display.print_json({"output": str(output), "arrays": shapes})
+    else:
+        rows = [[name, str(shape)] for name, shape in shapes.items()]
+        display.out.print(display.simple_table(["output", "shape"], rows, right=2))
+
+
+@app.command()
+def export(
+    converted: Annotated[
+        Path, typer.Argument(metavar="CONVERTED", help="A model that fgq has converted.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="File to write.")],
+    form: Annotated[ExportTarget, typer.Option(help="Plain int8, packed without a function, or float.")],
+    json: Json = False,
+) -> None:
+    """Write a converted model in another form, for other tools.
+
+    Example: `fgq export ternary.onnx -o int8.onnx --form int8`
+    """
+    from fgq import display, files
+
+    size = files.export_file(converted, output, form.value)
+    if json:
+        display.print_json({"output": str(output), "form": form.value, "bytes": size})
+    else:
+        display.out.print(f"wrote {output} ({size} bytes)", markup=False, soft_wrap=True)
+
+
+def _show_survey(result: Any, *, json: bool) -> None:
+    from fgq import display
+
+    if json:
+        display.print_json(result.to_dict())
+        return
+    converted = result.converted_bytes > 0
+    display.print_layers(result.layers, converted=converted)
+    count = sum(layer.is_converted for layer in result.layers)
+    verb = "are quantized" if converted else "would be converted"
+    display.out.print(f"\n{count} of {len(result.layers)} layers with weights {verb}")
+
+
+def _open_data(model: Path, data: str, split: Any) -> Any:
+    from fgq.eval.datasets import open_dataset
+
+    return open_dataset(data, model, split)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    import json as jsonlib
+
+    try:
+        path.write_text(jsonlib.dumps(value, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def main() -> None:
+    """Run the command line; a refusal is one line and exit code 2."""
+    try:
+        app()
+    except FgqError as error:
+        _fail(str(error), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    # One line, and no control characters: parts of it come from untrusted files.
+    print("fgq: error: " + re.sub(r"[\x00-\x1f\x7f]+", " ", message), file=sys.stderr)
+    sys.exit(code)

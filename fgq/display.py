@@ -1,0 +1,167 @@
+"""What the command line shows: progress, tables and plain values. Text from a model is never markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fgq.pipeline import Progress as Callback
+from fgq.report import LayerReport, Report
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+"""Results; where they are piped, lines are as long as tables need."""
+
+err = Console(stderr=True, highlight=False)
+"""Progress and errors, so that results can be piped."""
+
+
+def print_json(value: Any) -> None:
+    """Print plain values as JSON, alone on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callback]:
+    """Show stages as they are reported, and leave nothing behind."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(stage: str, done: int, total: int | None) -> None:
+            for name, task in tasks.items():
+                if name != stage:
+                    bar.update(task, visible=False)
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(escape(stage), total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield advance
+
+
+def print_layers(layers: Sequence[LayerReport], *, converted: bool) -> None:
+    """Print a table with a row for each layer; what all names begin with is said once, above.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+    converted : bool
+        Whether the weights were quantized, so that bits, ratio and removed multiplications are known.
+    """
+    prefix = _common_path([layer.name for layer in layers])
+    columns = ["layer", "operator", "shape", "weights", "inputs"]
+    figures = ["bits/weight", "SNR dB", "mult. removed"] if converted else []
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*columns, *figures, "note"):
+        table.add_column(
+            name,
+            justify="right" if name in figures else "left",
+            overflow="fold",
+            no_wrap=name not in ("layer", "note"),
+        )
+    for layer in layers:
+        cells = [
+            layer.name.removeprefix(prefix),
+            layer.operator,
+            "x".join(map(str, layer.shape)),
+            layer.scheme,
+            layer.activations,
+            *(_figures(layer) if converted else ()),
+            layer.reason,
+        ]
+        table.add_row(*map(escape, cells), style=None if layer.is_converted else "dim")
+    if prefix:
+        out.print(f"layers of {prefix}", markup=False)
+    out.print(table)
+
+
+def _common_path(names: Sequence[str]) -> str:
+    """Return the path that all names begin with, up to and with its last slash or point."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names), max(names)
+    shared = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return first[: max(first.rfind("/", 0, shared), first.rfind(".", 0, shared)) + 1]
+
+
+def _figures(layer: LayerReport) -> list[str]:
+    if not layer.is_converted:
+        return ["32.00" if layer.shape else "", "", ""]
+    ratio = layer.signal_to_noise_db
+    return [
+        f"{layer.bits_per_weight:.2f}",
+        "" if ratio is None else f"{ratio:.1f}",
+        f"{100 * layer.multiplications_removed:.1f} %",
+    ]
+
+
+def print_report(report: Report, destination: str) -> None:
+    """Print what a conversion did: layers, totals, the self-check and warnings."""
+    print_layers(report.layers, converted=True)
+    converted = sum(layer.is_converted for layer in report.layers)
+    ternary = sum(layer.scheme.startswith("ternary") for layer in report.layers)
+    removed = report.multiplications_removed
+    facts = {
+        "layers": f"{converted} of {len(report.layers)} converted, {ternary} of them ternary",
+        "size": f"{_size(report.float_bytes)} -> {_size(report.converted_bytes)} "
+        f"({report.bits_per_weight:.2f} bits per weight, scales counted)",
+        "multiplications": "unknown" if removed is None else f"{100 * removed:.1f} % removed",
+        "runs on": f"onnxruntime {report.minimum_onnxruntime} or newer, fgq.Session",
+        **_check_facts(report),
+    }
+    _print_facts(facts)
+    for warning in report.warnings:
+        out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    out.print(f"wrote {escape(destination)}", soft_wrap=True)
+
+
+def _check_facts(report: Report) -> Mapping[str, str]:
+    check = report.self_check
+    if check is None:
+        return {}
+    facts = {}
+    for output in check.outputs:
+        agreement = (
+            "equal in onnxruntime and fgq"
+            if output.engines_equal
+            else f"onnxruntime and fgq differ by {output.engines_difference:.1e} of the largest value"
+        )
+        facts[f"self-check, {output.name}"] = (
+            f"{agreement}; {output.signal_to_noise_db:.1f} dB from the float model "
+            f"({check.samples} samples of {check.data})"
+        )
+    return facts
+
+
+def _print_facts(facts: Mapping[str, str]) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, fact in facts.items():
+        grid.add_row(escape(name), escape(fact))
+    out.print()
+    out.print(grid)
+
+
+def simple_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: int = 1) -> Table:
+    """Return a plain table; columns from the `right`-th on are flush right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index >= right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"

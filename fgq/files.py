@@ -1,0 +1,120 @@
+"""Whole files in, whole files out: run a model on arrays, write a converted model in another form."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fgq import npz, onnx_file
+from fgq.converters.export import ExportForm, export
+from fgq.converters.self_check import onnxruntime_session
+from fgq.data import input_specs
+from fgq.errors import DataError, FgqError, OutputError
+from fgq.runtime import Session
+
+
+def export_file(source: str | os.PathLike[str], destination: str | os.PathLike[str], form: str) -> int:
+    """Write a converted model in another form, whole or not at all.
+
+    Parameters
+    ----------
+    source, destination : path-like
+    form : str
+        ``int8``, ``inlined`` or ``float``, see `fgq.converters.export.ExportForm`.
+
+    Returns
+    -------
+    int
+        The bytes written.
+
+    Raises
+    ------
+    FgqError
+        If the model is not a converted one, or the result cannot be written.
+    """
+    refuse_same_file(source, destination)
+    model = onnx_file.load(source)
+    export(model, ExportForm(form))
+    with onnx_file.staged(destination) as path:
+        onnx_file.save(model, path)
+        return sum(file.stat().st_size for file in path.parent.iterdir())
+
+
+def run_file(
+    model: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    engine: str = "fgq",
+    kernels: str = "auto",
+) -> dict[str, list[int]]:
+    """Run a model on the arrays of an .npz file and write its outputs to another.
+
+    Parameters
+    ----------
+    model : path-like
+    source : path-like
+        An .npz file with an array for each input.
+    destination : path-like
+        Written with an array for each output.
+    engine : str
+        ``fgq`` or ``onnxruntime``.
+    kernels : str
+        For ``fgq``: ``auto``, ``multiplication-free`` or ``reference``.
+
+    Returns
+    -------
+    dict of str to list of int
+        The shape of each output.
+
+    Raises
+    ------
+    FgqError
+        If the model or the arrays cannot be used, or the outputs cannot be written.
+    """
+    refuse_same_file(source, destination)
+    feed = _read_feed(Path(source), model)
+    session: Any = (
+        Session(model, kernels=kernels) if engine == "fgq" else onnxruntime_session(Path(model), str(model))
+    )
+    try:
+        outputs = session.run(None, feed)
+    except FgqError:
+        raise
+    except Exception as error:
+        raise DataError(f"{source}: the model cannot run on it ({onnx_file.first_line(error)})") from None
+    names = [output.name for output in session.get_outputs()]
+    with onnx_file.staged(destination) as path, path.open("wb") as file:
+        np.savez_compressed(file, **dict(zip(names, outputs, strict=True)))
+    return {name: list(array.shape) for name, array in zip(names, outputs, strict=True)}
+
+
+def refuse_same_file(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+    """Refuse to write over the input.
+
+    Raises
+    ------
+    OutputError
+        If both are the same file.
+    """
+    if Path(destination).exists() and Path(source).exists() and os.path.samefile(source, destination):
+        raise OutputError(f"{destination}: found the input itself, wanted another file to write to")
+
+
+def _read_feed(path: Path, model: str | os.PathLike[str]) -> dict[str, Any]:
+    specs = input_specs(onnx_file.load(model))
+    found = npz.read_headers(path)
+    wanted = [spec.name for spec in specs]
+    if set(found) != set(wanted):
+        raise DataError(f"{path}: found the keys {sorted(found)}, wanted {wanted} (the model's inputs)")
+    feed = {}
+    for spec in specs:
+        array = npz.read_array(path, spec.name)
+        fixed = [a == b for a, b in zip(array.shape, spec.shape, strict=False) if isinstance(b, int)]
+        if array.dtype != spec.dtype or array.ndim != len(spec.shape) or not all(fixed):
+            raise DataError(f"{path}: found {spec.name}: {array.dtype}{list(array.shape)}, wanted {spec}")
+        feed[spec.name] = array
+    return feed

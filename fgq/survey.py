@@ -1,0 +1,156 @@
+"""What a model holds, layer by layer: float, to be converted, being converted, or converted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from fgq import onnx_file
+from fgq.config import ConversionConfig, Form
+from fgq.converters.compatibility import minimum_onnxruntime
+from fgq.converters.layers import WEIGHTED, FloatNode, find_layers
+from fgq.converters.passes import prepare
+from fgq.converters.reader import Source, read_float_model
+from fgq.converters.select import Choice, choose_schemes
+from fgq.qtensor import QuantizedTensor
+from fgq.quantize import lost_groups, signal_to_noise_db
+from fgq.report import LayerReport, Report, bits_per_weight, multiplications, removed_share
+from fgq.runtime.layers import activation_bits, read_layer_weight
+
+
+def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
+    """Report the layers of a converted model, or what a conversion of a float model would do.
+
+    Parameters
+    ----------
+    path : path-like
+    config : ConversionConfig
+        The options of the conversion; unused for a converted model.
+
+    Returns
+    -------
+    Report
+        Its `converted_bytes` are 0 for a float model.
+    """
+    model = onnx_file.load(path)
+    layers = tuple(_converted_layers(model))
+    if not any(layer.is_converted for layer in layers):
+        return survey(path, config)
+    packed = any(layer.bits_per_weight < 8 for layer in layers)
+    return Report(
+        options={},
+        layers=layers,
+        float_bytes=0,
+        converted_bytes=model_bytes(path, model),
+        minimum_onnxruntime=minimum_onnxruntime(model, Form.PACKED if packed else Form.INT8),
+    )
+
+
+def survey(source: Source, config: ConversionConfig) -> Report:
+    """Report what a conversion would do, without calibrating, quantizing or writing anything.
+
+    Parameters
+    ----------
+    source : path-like, onnx.ModelProto or onnx_ir.Model
+    config : ConversionConfig
+    """
+    model = read_float_model(source)
+    size = model_bytes(source, model)
+    prepare(model)
+    chosen = choose_schemes(model, find_layers(model), config)
+    return Report(
+        options=asdict(config),
+        layers=tuple(describe(entry, None, config.form) for entry in chosen),
+        float_bytes=size,
+        converted_bytes=0,
+        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
+    )
+
+
+def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Form) -> LayerReport:
+    """Report one layer.
+
+    Parameters
+    ----------
+    entry : Choice or FloatNode
+    tensor : QuantizedTensor or None
+        Its quantized weight; None where it is float, or not quantized yet.
+    form : Form
+        How the weights are written.
+    """
+    if isinstance(entry, FloatNode):
+        return _float_layer(entry.node, entry.reason)
+    layer, quantized = entry.layer, {}
+    if tensor is not None:
+        weight = layer.weight.const_value.numpy()  # type: ignore[union-attr]
+        quantized = {
+            "signal_to_noise_db": signal_to_noise_db(weight, tensor.dequantize()),
+            "multiplications_removed": removed_share(tensor),
+            "lost_groups": lost_groups(weight, tensor),
+            "bits_per_weight": bits_per_weight(tensor, packed=form is not Form.INT8),
+        }
+    return LayerReport(
+        name=layer.name,
+        operator=layer.op_type,
+        shape=layer.shape,
+        scheme=str(entry.weights),
+        activations=str(entry.activations or "float"),
+        reason=entry.note,
+        multiplications=multiplications(layer.shape, layer.channel_axis, _lengths(layer.output)),
+        **quantized,
+    )
+
+
+def model_bytes(source: Source, model: ir.Model) -> int:
+    """Return the size of a model: of its file and external data, or of its tensors in memory."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    if isinstance(source, ir.Model | onnx.ModelProto):
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return sum(path.stat().st_size for path in {Path(source), *external})
+
+
+def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
+    for node in model.graph.all_nodes():
+        if node.domain != "" or node.op_type not in WEIGHTED:
+            continue
+        found = read_layer_weight(node)
+        if found is None:
+            yield _float_layer(node, "no quantized weight")
+            continue
+        _, index, tensor = found
+        bits = activation_bits(node.inputs[1 - index])
+        yield LayerReport(
+            name=str(node.name),
+            operator=node.op_type,
+            shape=tensor.shape,
+            scheme=str(tensor.scheme),
+            activations="float" if bits is None else f"int{bits}",
+            reason="",
+            bits_per_weight=bits_per_weight(tensor, packed=True),
+            multiplications=multiplications(tensor.shape, tensor.channel_axis, _lengths(node.outputs[0])),
+            multiplications_removed=removed_share(tensor),
+        )
+
+
+def _float_layer(node: ir.Node, reason: str) -> LayerReport:
+    return LayerReport(
+        name=str(node.name),
+        operator=node.op_type,
+        shape=(),
+        scheme="float",
+        activations="float",
+        reason=reason,
+        multiplications=None,
+    )
+
+
+def _lengths(value: ir.Value) -> list[int | None] | None:
+    if value.shape is None:
+        return None
+    return [size if isinstance(size, int) else None for size in value.shape]
