@@ -7,7 +7,7 @@ from enum import StrEnum
 import numpy as np
 import onnx_ir as ir
 
-from fgq.container import FUNCTION_DOMAIN, constant, is_unpack, unpacked
+from fgq.container import FORM_KEY, FUNCTION_DOMAIN, constant, is_unpack, unpacked
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import add_initializer, redirect, take_name
 from fgq.errors import ModelError
@@ -56,6 +56,10 @@ def export(model: ir.Model, form: ExportForm) -> None:
             _replace(graph, node, _dequantized(node))
         for node in list(graph):
             _drop_quantizer(graph, node)
+    if form is ExportForm.FLOAT:
+        model.metadata_props.pop(FORM_KEY, None)
+    else:
+        model.metadata_props[FORM_KEY] = form.value
     finish(model, inline=form is ExportForm.INLINED)
 
 

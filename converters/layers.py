@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -74,6 +75,11 @@ class Layer:
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
         return tuple(int(size) for size in self.weight.const_value.shape)  # type: ignore[union-attr]
+
+    @property
+    def products(self) -> int:
+        """K, the number of products that one output adds up."""
+        return products_of_sum(self.op_type, self.shape, self.group_axis)
 
     @property
     def is_depthwise(self) -> bool:
@@ -189,15 +195,22 @@ def _check_values(layer: Layer) -> Layer | FloatNode:
     elif layer.bias is not None and constant(layer.bias) is None:
         reason = "its bias is computed at run time"
     else:
-        length = _reduction(layer)
+        length = layer.products
         if length > MAX_REDUCTION:
             reason = f"a reduction over {length} products; an int32 holds {MAX_REDUCTION}"
     return layer if reason is None else FloatNode(layer.node, reason)
 
 
-def _reduction(layer: Layer) -> int:
-    """Return K, the number of products of one sum."""
-    shape = layer.shape
-    if layer.op_type == "Conv":
-        return shape[1] * shape[2] * shape[3]
-    return shape[layer.group_axis]
+def products_of_sum(op_type: str, shape: tuple[int, ...], group_axis: int) -> int:
+    """Return K, the number of products that one output of a layer adds up.
+
+    Parameters
+    ----------
+    op_type : str
+        Conv, MatMul or Gemm.
+    shape : tuple of int
+        The shape of the weight.
+    group_axis : int
+        The weight's reduction axis.
+    """
+    return math.prod(shape[1:]) if op_type == "Conv" else shape[group_axis]

@@ -10,17 +10,18 @@ import onnx.version_converter
 import onnx_ir as ir
 
 from fgq import onnx_file
-from fgq.container import FUNCTION_DOMAIN, LEAST_IR_VERSION, LEAST_OPSET
+from fgq.container import FORM_KEY, FUNCTION_DOMAIN, LEAST_IR_VERSION, LEAST_OPSET
+from fgq.converters.compatibility import runs_opset
 from fgq.errors import ModelError
 
 OPSETS = range(9, 29)
-"""Opsets that are read; those below 13 go through onnx's version converter first."""
+"""Opsets that are read; onnx's version converter changes those that are too old or too new to run."""
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
 
 def read_float_model(source: Source) -> ir.Model:
-    """Read a float model and bring it to opset 13 where it is older.
+    """Read a float model and bring it to an opset from 13 on that the installed onnxruntime runs.
 
     Parameters
     ----------
@@ -46,20 +47,26 @@ def read_float_model(source: Source) -> ir.Model:
     opset = model.opset_imports.get("")
     if opset is None or opset not in OPSETS:
         raise ModelError(f"{name}: found opset {opset}, wanted {OPSETS.start} to {OPSETS.stop - 1}")
-    if FUNCTION_DOMAIN in model.opset_imports:
+    if FUNCTION_DOMAIN in model.opset_imports or FORM_KEY in model.metadata_props:
         raise ModelError(f"{name}: found a model that fgq has converted, wanted a float model")
-    if opset < LEAST_OPSET:
-        model = _raise_opset(model, name)
+    wanted = max(opset, LEAST_OPSET)
+    while wanted > LEAST_OPSET and not runs_opset(wanted):
+        wanted -= 1
+    if wanted != opset:
+        model = _change_opset(model, wanted, name)
     model.ir_version = max(model.ir_version or 0, LEAST_IR_VERSION)
     return model
 
 
-def _raise_opset(model: ir.Model, name: str) -> ir.Model:
+def _change_opset(model: ir.Model, opset: int, name: str) -> ir.Model:
     ir.external_data.load_to_model(model)
     try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), LEAST_OPSET))
+        changed = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
     except Exception as error:
         raise ModelError(
-            f"{name}: onnx's version converter cannot bring it to opset {LEAST_OPSET} "
+            f"{name}: onnx's version converter cannot bring it to opset {opset} "
             f"({onnx_file.first_line(error)})"
         ) from error
+    released = {row[2]: row[1] for row in reversed(onnx.helper.VERSION_TABLE)}
+    changed.ir_version = min(changed.ir_version or 0, released[opset])
+    return changed

@@ -38,6 +38,9 @@ LEAST_OPSET = 13
 LEAST_IR_VERSION = 8
 """Model-local functions exist from here on."""
 
+FORM_KEY = "fgq.form"
+"""The key under which a converted model's metadata name the form of its weights."""
+
 ACTIVATION_BOUNDS = {4: (0, 15), 8: (0, 255)}
 """The integers of an activation by its bits; both are stored as uint8."""
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fgq import onnx_file
 from fgq.calibrate import observe
 from fgq.config import Activations, ConversionConfig
+from fgq.container import FORM_KEY
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.passes import prepare
@@ -33,12 +34,12 @@ from fgq.converters.self_check import few_samples, onnxruntime_session, self_che
 from fgq.converters.sites import Site, find_sites
 from fgq.data import Feed, InputSpec, as_batches, input_specs
 from fgq.data import Source as DataSource
-from fgq.errors import DataError, FgqError, ModelError
+from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_same_file
 from fgq.mmse import choose_quantizer
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
 from fgq.report import LayerReport, Report, SelfCheck
-from fgq.scheme import ActivationScheme, Quantizer, TernaryScheme
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, TernaryScheme
 from fgq.survey import describe, model_bytes
 
 Progress = Callable[[str, int, int | None], None]
@@ -102,9 +103,14 @@ def convert(
     >>> model, report = fgq.convert("model.onnx", group_size=4, calibration={"image": x})  # doctest: +SKIP
     """
     if scheme is not None:
+        if scheme.alpha_limit not in (INT8_LIMIT, WITHOUT_VNNI_LIMIT):
+            raise ConfigError(
+                f"alpha limit: found {scheme.alpha_limit}, wanted {INT8_LIMIT}, or {WITHOUT_VNNI_LIMIT} for "
+                "x86 without VNNI"
+            )
         options |= {
             "group_size": scheme.group_size,
-            "x86_without_vnni": scheme.alpha_limit < ConversionConfig().weight_limit,
+            "x86_without_vnni": scheme.alpha_limit == WITHOUT_VNNI_LIMIT,
         }
     config = ConversionConfig(**options)
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
@@ -172,6 +178,7 @@ def _convert(
     report_progress("write", 0, None)
     quantize_graph(model, layers, quantizers, config.form)
     model.producer_name, model.producer_version = "fgq", version("fgq")
+    model.metadata_props[FORM_KEY] = config.form.value
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
@@ -180,7 +187,7 @@ def _convert(
         layers=described,
         float_bytes=float_bytes,
         converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
-        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
+        minimum_onnxruntime=minimum_onnxruntime(model),
         self_check=checked,
         warnings=tuple(_warnings(described, checked)),
     )
@@ -295,7 +302,8 @@ def _quantize_layer(
         input_scale = quantizers[by_tensor[layer.activation]][choice.activations.bits].scale
     try:
         if input_scale is not None and layer.bias is not None:
-            least = least_row_scale(layer.bias.const_value.numpy(), input_scale)  # type: ignore[union-attr]
+            bias = layer.bias.const_value.numpy()  # type: ignore[union-attr]
+            least = least_row_scale(bias, input_scale, layer.products)
         tensor = quantize_weight(
             weight,
             choice.weights,
@@ -333,7 +341,7 @@ def _warnings(layers: Sequence[LayerReport], check: SelfCheck | None) -> Iterato
     if not check.repeatable:
         yield "onnxruntime gave two results for one input: versions before 1.26 do on some machines with AMX"
     for output in check.outputs:
-        if output.signal_to_noise_db < POOR_OUTPUT_DB:
+        if not output.signal_to_noise_db >= POOR_OUTPUT_DB:  # NaN too
             yield (
                 f"output {output.name}: {output.signal_to_noise_db:.1f} dB from the float model's; expect a "
                 "loss of accuracy, measure it with fgq eval, and try a smaller --group-size"

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import WeightError
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import Int8Scheme, TernaryScheme, WeightScheme
+from fgq.scheme import INT8_LIMIT, Int8Scheme, TernaryScheme, WeightScheme
 from fgq.ternary import bounded_row_scale, fit_rows
 
 BIAS_LIMIT = 2.0**30
@@ -88,7 +88,9 @@ def quantize_weight(
     return tensor
 
 
-def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDArray[np.float64]:
+def least_row_scale(
+    bias: NDArray[np.floating], activation_scale: float, products: int = 0
+) -> NDArray[np.float64]:
     """Return the smallest row scales whose quantized bias stays below 2**30.
 
     Their products with the activation scale are normal float32 values, as a bias is stored with them.
@@ -98,6 +100,9 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
     bias : ndarray of float32, shape (M,)
     activation_scale : float
         The scale of the layer's quantized input, a float32 value.
+    products : int
+        K, the number of products that one output adds up. Beyond 33,000 of them the bias is kept
+        smaller, so that ``255 * 127 * K`` and the bias together stay inside an int32.
 
     Returns
     -------
@@ -110,7 +115,8 @@ def least_row_scale(bias: NDArray[np.floating], activation_scale: float) -> NDAr
     """
     check_finite("bias", bias)
     # The step is a float32 value, so no larger product is rounded to float32 below it.
-    step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / BIAS_LIMIT
+    limit = min(BIAS_LIMIT, 2**31 - 1 - 255 * INT8_LIMIT * products)
+    step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / limit
     step = np.maximum(step, np.finfo(np.float32).tiny)
     return step / activation_scale
 

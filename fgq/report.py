@@ -28,7 +28,7 @@ class LayerReport:
         Why the layer is float, or differs from the scheme that was asked for; may be empty.
     multiplications : int or None
         Of one inference of one sample, before conversion, where a length that the model leaves open
-        counts as 1; None where the shape of the result, or the layer has no constant weights.
+        counts as 1; None where the shape of the result is unknown or the layer has no constant weights.
     bits_per_weight : float
         As stored in the file, group and row scales counted.
     signal_to_noise_db : float or None
@@ -161,7 +161,8 @@ class Report:
             "bits_per_weight": self.bits_per_weight,
             "multiplications_removed": self.multiplications_removed,
         }
-        return _finite(result)
+        plain: dict[str, Any] = _finite(result)
+        return plain
 
 
 def bits_per_weight(tensor: QuantizedTensor, *, packed: bool) -> float:
@@ -192,23 +193,18 @@ def removed_share(tensor: QuantizedTensor) -> float:
     return 1 - groups / products
 
 
-def multiplications(
-    weight: Sequence[int], channel_axis: int, output: Sequence[int | None] | None
-) -> int | None:
+def multiplications(products: int, output: Sequence[int | None] | None) -> int | None:
     """Return the multiplications of one sample: outputs times the products of each.
 
     Parameters
     ----------
-    weight : sequence of int
-        The shape of the weight.
-    channel_axis : int
-        Its axis of output channels.
+    products : int
+        K, the number of products that one output adds up.
     output : sequence of int or None, or None
         The shape of the layer's result, the batch first; an unknown length counts as 1.
     """
     if output is None:
         return None
-    products = math.prod(weight) // weight[channel_axis]
     return products * math.prod(size or 1 for size in output[1:])
 
 

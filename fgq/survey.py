@@ -13,7 +13,7 @@ import onnx_ir as ir
 from fgq import onnx_file
 from fgq.config import ConversionConfig, Form
 from fgq.converters.compatibility import minimum_onnxruntime
-from fgq.converters.layers import WEIGHTED, FloatNode, find_layers
+from fgq.converters.layers import WEIGHTED, FloatNode, find_layers, products_of_sum
 from fgq.converters.passes import prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
@@ -41,13 +41,12 @@ def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
     layers = tuple(_converted_layers(model))
     if not any(layer.is_converted for layer in layers):
         return survey(path, config)
-    packed = any(layer.bits_per_weight < 8 for layer in layers)
     return Report(
         options={},
         layers=layers,
         float_bytes=0,
         converted_bytes=model_bytes(path, model),
-        minimum_onnxruntime=minimum_onnxruntime(model, Form.PACKED if packed else Form.INT8),
+        minimum_onnxruntime=minimum_onnxruntime(model),
     )
 
 
@@ -68,7 +67,7 @@ def survey(source: Source, config: ConversionConfig) -> Report:
         layers=tuple(describe(entry, None, config.form) for entry in chosen),
         float_bytes=size,
         converted_bytes=0,
-        minimum_onnxruntime=minimum_onnxruntime(model, config.form),
+        minimum_onnxruntime=minimum_onnxruntime(model),
     )
 
 
@@ -101,7 +100,7 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
         scheme=str(entry.weights),
         activations=str(entry.activations or "float"),
         reason=entry.note,
-        multiplications=multiplications(layer.shape, layer.channel_axis, _lengths(layer.output)),
+        multiplications=multiplications(layer.products, _lengths(layer.output)),
         **quantized,
     )
 
@@ -133,7 +132,9 @@ def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
             activations="float" if bits is None else f"int{bits}",
             reason="",
             bits_per_weight=bits_per_weight(tensor, packed=True),
-            multiplications=multiplications(tensor.shape, tensor.channel_axis, _lengths(node.outputs[0])),
+            multiplications=multiplications(
+                products_of_sum(node.op_type, tensor.shape, tensor.group_axis), _lengths(node.outputs[0])
+            ),
             multiplications_removed=removed_share(tensor),
         )
 

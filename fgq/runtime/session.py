@@ -100,7 +100,8 @@ class Session:
         ``auto``, ``multiplication-free`` (ternary layers by additions; 8-bit layers as in ``auto``, see
         `steps`) or ``reference``.
     threads : int, optional
-        Threads of the onnxruntime parts; its own choice if not given.
+        Threads of each onnxruntime part. If not given, one where the model has integer layers, as the
+        parts between them are many and small, and onnxruntime's own choice where it runs the model whole.
 
     Raises
     ------
@@ -134,9 +135,12 @@ class Session:
             for value in model.graph.outputs
             if value.const_value is not None
         }
+        steps = plan(model)
+        if threads is None and len(steps) > 1:
+            threads = 1
         self._steps: list[_OnnxruntimeStep | LayerStep] = [
             _OnnxruntimeStep(step, threads) if isinstance(step, Segment) else LayerStep(step, wish)
-            for step in plan(model)
+            for step in steps
         ]
 
     def get_inputs(self) -> list[NodeArg]:

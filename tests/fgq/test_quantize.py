@@ -300,6 +300,14 @@ def test_biases_at_the_bound_itself_are_in_range(seed, activation):
     assert found.min() >= BIAS_LIMIT * (1 - 2.0**-22)
 
 
+@pytest.mark.parametrize("products", [1, 33_000, 40_000, 66_000])
+def test_bias_and_the_longest_sum_stay_inside_an_int32_together(products):
+    biases = np.array([1.0, -3.0], np.float32)
+    scale = least_row_scale(biases, 0.5, products).astype(np.float32)
+    bias = quantize_bias(biases, 0.5, np.nextafter(scale, np.float32(np.inf)))
+    assert np.abs(bias.astype(np.int64)).max() + 255 * 127 * products < 2**31
+
+
 def count_lost(weight, tensor):
     lost = 0
     others = [axis for axis in range(weight.ndim) if axis != tensor.group_axis]

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from fgq.converters.layers import products_of_sum
 from fgq.kernels.packing import pack_trits
 from fgq.quantize import quantize_weight
 from fgq.report import (
@@ -96,20 +97,21 @@ def counted_products(weight, output):
     return sum(np.prod(weight[1:]) for _ in places)
 
 
-def test_the_products_of_convolutions_are_counted():
-    assert multiplications((6, 2, 3, 3), 0, (1, 6, 4, 5)) == counted_products((6, 2, 3, 3), (6, 4, 5))
-    assert multiplications((6, 1, 3, 3), 0, (7, 6, 4, 5)) == 6 * 20 * 9  # of one sample in a batch of 7
-
-
-def test_the_products_of_matrices_are_counted():
-    assert multiplications((64, 10), 1, (1, 10)) == 640
-    assert multiplications((10, 64), 0, (1, 10)) == 640
-    assert multiplications((64, 10), 1, (1, 7, 10)) == 7 * 640
-
-
-def test_open_lengths_count_once_and_an_unknown_shape_gives_none():
-    assert multiplications((64, 10), 1, (None, None, 10)) == 640
-    assert multiplications((64, 10), 1, None) is None
+@pytest.mark.parametrize(
+    ("op_type", "weight", "group_axis", "output", "counted"),
+    [
+        ("Conv", (6, 2, 3, 3), 1, (1, 6, 4, 5), counted_products((6, 2, 3, 3), (6, 4, 5))),
+        ("Conv", (6, 1, 3, 3), 1, (7, 6, 4, 5), 6 * 20 * 9),  # of one sample in a batch of 7
+        ("MatMul", (64, 10), 0, (1, 10), 640),
+        ("Gemm", (10, 64), 1, (1, 10), 640),
+        ("MatMul", (64, 10), 0, (1, 7, 10), 7 * 640),
+        ("MatMul", (3, 64, 10), 1, (1, 3, 7, 10), 3 * 7 * 640),  # a matrix for each of three
+        ("MatMul", (64, 10), 0, (None, None, 10), 640),  # an open length counts once
+        ("MatMul", (64, 10), 0, None, None),
+    ],
+)
+def test_multiplications_are_outputs_times_products(op_type, weight, group_axis, output, counted):
+    assert multiplications(products_of_sum(op_type, weight, group_axis), output) == counted
 
 
 def test_layers_know_their_weights_and_whether_they_are_converted():
