@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike, NDArray
 
 from fgq.container import FORM_KEY, FUNCTION_DOMAIN, constant, is_unpack, unpacked
 from fgq.converters.quantized_graph import finish
@@ -68,10 +69,11 @@ def _is_weight(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and node.domain == "" and constant(node.inputs[0]) is not None
 
 
-def _dequantized(node: ir.Node) -> np.ndarray:
+def _dequantized(node: ir.Node) -> NDArray[np.float32]:
     integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
-    if integers is None or scale is None or zero is None or node.attributes.get_int("block_size", 0):
+    blocked = node.attributes.get_int("block_size", 0) != 0
+    if integers is None or scale is None or zero is None or blocked:
         raise ModelError(
             f"{node.name}: found scales that are computed or blocked, wanted constants per channel"
         )
@@ -79,10 +81,11 @@ def _dequantized(node: ir.Node) -> np.ndarray:
     if scale.ndim:
         along[node.attributes.get_int("axis", 1)] = -1
     centred = integers.astype(np.int32) - zero.astype(np.int32).reshape(along if zero.ndim else ())
-    return (centred.astype(np.float32) * scale.reshape(along if scale.ndim else ())).astype(np.float32)
+    weights: NDArray[np.float32] = centred.astype(np.float32) * scale.reshape(along if scale.ndim else ())
+    return weights
 
 
-def _replace(graph: ir.Graph, node: ir.Node, array: np.ndarray) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, array: ArrayLike) -> None:
     """Put a constant in the place of a node."""
     output = node.outputs[0]
     name = str(output.name)

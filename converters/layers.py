@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fgq.container import constant
 from fgq.qtensor import MAX_REDUCTION
@@ -55,6 +57,13 @@ class Layer:
         return value
 
     @property
+    def weight_array(self) -> NDArray[Any]:
+        """The weights."""
+        array = constant(self.weight)
+        assert array is not None
+        return array
+
+    @property
     def activation(self) -> ir.Value:
         """The input that is computed at run time."""
         value = self.node.inputs[1 - self.weight_index]
@@ -67,6 +76,11 @@ class Layer:
         return self.node.inputs[2] if len(self.node.inputs) > 2 else None
 
     @property
+    def bias_array(self) -> NDArray[Any] | None:
+        """The values of the bias, if there is one."""
+        return constant(self.bias)
+
+    @property
     def output(self) -> ir.Value:
         """The layer's result."""
         return self.node.outputs[0]
@@ -74,7 +88,7 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weight."""
-        return tuple(int(size) for size in self.weight.const_value.shape)  # type: ignore[union-attr]
+        return tuple(self.weight_array.shape)
 
     @property
     def products(self) -> int:

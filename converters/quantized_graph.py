@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 from onnx_ir.passes import common
 
 from fgq.config import Form
@@ -153,7 +154,7 @@ def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
 
 def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node:
     (plane,) = tensor.planes
-    arrays = {
+    arrays: dict[str, ArrayLike] = {
         "codes": pack_trits(plane.codes),
         "table": TABLE,
         "alpha": plane.alpha,
@@ -170,9 +171,10 @@ def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node
 
 def _write_bias(graph: ir.Graph, entry: QuantizedLayer, input_scale: float) -> None:
     layer, row_scale = entry.layer, entry.weight.row_scale
+    bias = layer.bias_array
     assert layer.bias is not None
-    bias = layer.bias.const_value.numpy()  # type: ignore[union-attr]
-    stem = f"{layer.bias.name}"
+    assert bias is not None
+    stem = str(layer.bias.name)
     integers = add_initializer(graph, f"{stem}.int32", quantize_bias(bias, input_scale, row_scale))
     scale = np.float32(input_scale) * row_scale
     node = _dequantize_node(graph, stem, integers, scale, axis=0, dtype=np.int32)

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
 
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, constant: ArrayLike) -> ir.Value:
     """Register a constant under `name`, or under a numbered variant of it where that is taken.
 
     Parameters
@@ -16,7 +17,7 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     graph : onnx_ir.Graph
         The main graph.
     name : str
-    array : ndarray
+    constant : array_like
 
     Returns
     -------
@@ -26,8 +27,10 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     free, number = name, 1
     while free in graph.initializers:
         free, number = f"{name}_{number}", number + 1
+    array = np.asarray(constant)
+    # ascontiguousarray makes a vector of a scalar.
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=free)
-    value = ir.Value(name=free, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)  # type: ignore[arg-type]
+    value = ir.Value(name=free, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
     graph.register_initializer(value)
     return value
 

@@ -168,10 +168,11 @@ def _convert(
 
     sites = find_sites(model, choices)
     quantizers = _calibrate(model, sites, feeds, report_progress)
+    by_tensor = {site.tensor: found for site, found in quantizers.items()}
     layers = []
     for done, choice in enumerate(choices):
         report_progress("quantize weights", done, len(choices))
-        layers.append(_quantize_layer(choice, sites, quantizers))
+        layers.append(_quantize_layer(choice, by_tensor))
     weights = {layer.layer.node: layer.weight for layer in layers}
     described = tuple(describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
 
@@ -224,9 +225,10 @@ def _check_convertible(
 def _check_finite(choices: Sequence[Choice]) -> None:
     """Refuse NaN in weights by their layer, before calibration meets it in the activations after."""
     for choice in choices:
-        for what, value in (("weights", choice.layer.weight), ("bias", choice.layer.bias)):
-            if value is not None:
-                check_finite(f"{choice.layer.name}: {what}", value.const_value.numpy())  # type: ignore[union-attr]
+        layer = choice.layer
+        for what, values in (("weights", layer.weight_array), ("bias", layer.bias_array)):
+            if values is not None:
+                check_finite(f"{layer.name}: {what}", values)
 
 
 def _check_data(
@@ -291,18 +293,14 @@ def _origin(site: Site) -> Site:
     return site
 
 
-def _quantize_layer(
-    choice: Choice, sites: Sequence[Site], quantizers: Mapping[Site, Mapping[int, Quantizer]]
-) -> QuantizedLayer:
+def _quantize_layer(choice: Choice, quantizers: Mapping[ir.Value, Mapping[int, Quantizer]]) -> QuantizedLayer:
     layer = choice.layer
-    by_tensor = {site.tensor: site for site in sites}
-    weight = layer.weight.const_value.numpy()  # type: ignore[union-attr]
+    weight, bias = layer.weight_array, layer.bias_array
     input_scale = least = None
     if choice.activations is not None:
-        input_scale = quantizers[by_tensor[layer.activation]][choice.activations.bits].scale
+        input_scale = quantizers[layer.activation][choice.activations.bits].scale
     try:
-        if input_scale is not None and layer.bias is not None:
-            bias = layer.bias.const_value.numpy()  # type: ignore[union-attr]
+        if input_scale is not None and bias is not None:
             least = least_row_scale(bias, input_scale, layer.products)
         tensor = quantize_weight(
             weight,

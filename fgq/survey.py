@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -84,9 +85,9 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
     """
     if isinstance(entry, FloatNode):
         return _float_layer(entry.node, entry.reason)
-    layer, quantized = entry.layer, {}
+    layer, quantized = entry.layer, dict[str, Any]()
     if tensor is not None:
-        weight = layer.weight.const_value.numpy()  # type: ignore[union-attr]
+        weight = layer.weight_array
         quantized = {
             "signal_to_noise_db": signal_to_noise_db(weight, tensor.dequantize()),
             "multiplications_removed": removed_share(tensor),

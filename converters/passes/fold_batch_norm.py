@@ -53,9 +53,7 @@ def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
     gain, shift = affine
     folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     total = (0.0 if bias is None else bias) * gain + shift
-    conv.replace_input_with(
-        1, add_initializer(graph, f"{conv.inputs[1].name}_folded", folded.astype(weight.dtype))
-    )  # type: ignore[union-attr]
+    conv.replace_input_with(1, add_initializer(graph, f"{conv.name}.weight", folded.astype(weight.dtype)))
     conv.resize_inputs(3)
     conv.replace_input_with(2, add_initializer(graph, f"{conv.name}.bias", total.astype(weight.dtype)))
     redirect(step.outputs[0], conv.outputs[0])

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
+
+from fgq.container import constant
+from fgq.converters.rewriting import add_initializer, redirect
 
 FOLDED = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
@@ -25,23 +33,20 @@ class FoldConstants(ir.passes.InPlacePass):
         for node in list(graph):
             if node.op_type not in FOLDED or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
-            inputs = [value for value in node.inputs if value is not None]
-            if not inputs or any(value.const_value is None for value in inputs):
+            inputs = {str(value.name): constant(value) for value in node.inputs if value is not None}
+            if not inputs or any(array is None for array in inputs.values()):
                 continue
             output = node.outputs[0]
-            folded = ir.Value(name=f"{output.name}", const_value=_evaluate(model, node, inputs))
-            folded.shape = folded.const_value.shape  # type: ignore[union-attr, assignment]
-            folded.dtype = folded.const_value.dtype  # type: ignore[union-attr]
-            output.replace_all_uses_with(folded)
+            name, result = str(output.name), _evaluate(model, node, inputs)
+            output.name = f"{name}_computed"
+            redirect(output, add_initializer(graph, name, result))
             graph.remove(node, safe=True)
-            graph.register_initializer(folded)
             modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _evaluate(model: ir.Model, node: ir.Node, inputs: list[ir.Value]) -> ir.Tensor:
+def _evaluate(model: ir.Model, node: ir.Node, arrays: Mapping[str, Any]) -> NDArray[Any]:
     proto = ir.to_proto(node)
-    arrays = {str(value.name): value.const_value.numpy() for value in inputs}  # type: ignore[union-attr]
     one_node = onnx.helper.make_model(
         onnx.helper.make_graph(
             [proto],
@@ -56,5 +61,5 @@ def _evaluate(model: ir.Model, node: ir.Node, inputs: list[ir.Value]) -> ir.Tens
         ),
         opset_imports=[onnx.helper.make_opsetid("", model.opset_imports[""])],
     )
-    (result,) = ReferenceEvaluator(one_node).run(None, arrays)
-    return ir.Tensor(result, name=proto.output[0])
+    (result,) = ReferenceEvaluator(one_node).run(None, dict(arrays))
+    return np.asarray(result)

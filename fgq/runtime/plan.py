@@ -200,7 +200,7 @@ def _segment(
         ir_version=model.ir_version or 0,
         functions=[function.clone() for function in model.functions.values()],
     )
-    common.RemoveUnusedFunctionsPass()(part)
+    common.RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
     return Segment(
         model=part,
         inputs=tuple(str(value.name) for value in inputs),

