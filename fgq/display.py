@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fgq.pipeline import Progress as Callback
+from fgq.printable import printable
 from fgq.report import LayerReport, Report
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
@@ -23,16 +24,27 @@ err = Console(stderr=True, highlight=False)
 """Progress and errors, so that results can be piped."""
 
 
+def as_json(value: Any) -> str:
+    """Return plain values as JSON in ASCII, which no terminal and no encoding can misread."""
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
 def print_json(value: Any) -> None:
     """Print plain values as JSON, alone on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(as_json(value))
+
+
+def print_line(text: str, *, label: str = "") -> None:
+    """Print one line, however long, behind a coloured label."""
+    out.print(Text.assemble((label, "yellow"), printable(text)), soft_wrap=True)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Callback]:
-    """Show stages as they are reported, and leave nothing behind."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    """Show stages as they are reported on a terminal, and leave nothing behind."""
+    stage_column = TextColumn("{task.description}", markup=False)
+    columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int | None) -> None:
@@ -40,7 +52,7 @@ def progress_bar() -> Iterator[Callback]:
                 if name != stage:
                     bar.update(task, visible=False)
             if stage not in tasks:
-                tasks[stage] = bar.add_task(escape(stage), total=total)
+                tasks[stage] = bar.add_task(printable(stage), total=total)
             bar.update(tasks[stage], completed=done, total=total)
 
         yield advance
@@ -76,10 +88,15 @@ def print_layers(layers: Sequence[LayerReport], *, converted: bool) -> None:
             *(_figures(layer) if converted else ()),
             layer.reason,
         ]
-        table.add_row(*map(escape, cells), style=None if layer.is_converted else "dim")
+        table.add_row(*map(_plain, cells), style=None if layer.is_converted else "dim")
     if prefix:
-        out.print(f"layers of {prefix}", markup=False)
+        print_line(f"layers of {prefix}")
     out.print(table)
+
+
+def _plain(text: str) -> Text:
+    """Return a text in which neither markup nor control characters mean anything."""
+    return Text(printable(text))
 
 
 def _common_path(names: Sequence[str]) -> str:
@@ -118,8 +135,8 @@ def print_report(report: Report, destination: str) -> None:
     }
     _print_facts(facts)
     for warning in report.warnings:
-        out.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
-    out.print(f"wrote {escape(destination)}", soft_wrap=True)
+        print_line(warning, label="warning: ")
+    print_line(f"wrote {destination}")
 
 
 def _check_facts(report: Report) -> Mapping[str, str]:
@@ -145,7 +162,7 @@ def _print_facts(facts: Mapping[str, str]) -> None:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, fact in facts.items():
-        grid.add_row(escape(name), escape(fact))
+        grid.add_row(_plain(name), _plain(fact))
     out.print()
     out.print(grid)
 
@@ -156,7 +173,7 @@ def simple_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index >= right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_plain, row))
     return table
 
 
