@@ -12,7 +12,7 @@ from fgq import npz, onnx_file
 from fgq.converters.export import ExportForm, export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
-from fgq.errors import DataError, FgqError, OutputError
+from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.runtime import Session
 
 
@@ -75,33 +75,44 @@ def run_file(
     FgqError
         If the model or the arrays cannot be used, or the outputs cannot be written.
     """
-    refuse_same_file(source, destination)
+    for read in (model, source):
+        refuse_same_file(read, destination)
     feed = _read_feed(Path(source), model)
     session: Any = (
         Session(model, kernels=kernels) if engine == "fgq" else onnxruntime_session(Path(model), str(model))
     )
     try:
-        outputs = session.run(None, feed)
+        results = session.run(None, feed)
     except FgqError:
         raise
     except Exception as error:
         raise DataError(f"{source}: the model cannot run on it ({onnx_file.first_line(error)})") from None
-    names = [output.name for output in session.get_outputs()]
-    with onnx_file.staged(destination) as path, path.open("wb") as file:
-        np.savez_compressed(file, **dict(zip(names, outputs, strict=True)))
-    return {name: list(array.shape) for name, array in zip(names, outputs, strict=True)}
+    outputs = dict(zip([output.name for output in session.get_outputs()], results, strict=True))
+    for name, array in outputs.items():
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            raise ModelError(
+                f"{model}: output {name!r}: found strings or a sequence, wanted a tensor of numbers"
+            )
+    with onnx_file.staged(destination) as path:
+        npz.write_arrays(path, outputs)
+    return {name: list(array.shape) for name, array in outputs.items()}
 
 
 def refuse_same_file(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
-    """Refuse to write over the input.
+    """Refuse to write over another file of the same command.
 
     Raises
     ------
     OutputError
-        If both are the same file.
+        If both are the same file, links followed.
     """
-    if Path(destination).exists() and Path(source).exists() and os.path.samefile(source, destination):
-        raise OutputError(f"{destination}: found the input itself, wanted another file to write to")
+    one, other = Path(source), Path(destination)
+    try:
+        same = one.samefile(other) if one.exists() and other.exists() else one.resolve() == other.resolve()
+    except (OSError, RuntimeError):  # no such place, a ring of links: whoever opens it says so
+        return
+    if same:
+        raise OutputError(f"{destination}: found the same file as {source}, wanted another one to write")
 
 
 def _read_feed(path: Path, model: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Reading .npz files that may be damaged or hostile: no pickle, sizes checked before data are read."""
+"""Files of arrays (.npz), which may be damaged or hostile: no pickle, sizes checked before data are read."""
 
 from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,21 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
             return array
     except Exception as error:  # as above
         raise _unreadable(path, error) from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write arrays as ``numpy.savez_compressed`` does, under names that need not be valid keywords.
+
+    Parameters
+    ----------
+    path : Path
+    arrays : mapping of str to ndarray
+        Numbers, no Python objects.
+    """
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
