@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.data import Samples
-from fgq.errors import DataError
+from fgq.data import InputSpec, Samples, as_batches
+from fgq.errors import DataError, FgqError
 from fgq.eval.stats import Estimate, paired_bootstrap, wilson_interval
+from fgq.onnx_file import first_line
 
 BATCH = 64
-"""Samples that are run together."""
+"""Samples that are run together, where the model leaves the batch size open."""
 
 
 class Runner(Protocol):
@@ -55,6 +56,7 @@ class Accuracy:
 def top1(
     sessions: Mapping[str, Runner],
     samples: Samples,
+    inputs: Sequence[InputSpec],
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> dict[str, Accuracy]:
     """Measure classifiers on the same samples.
@@ -64,7 +66,9 @@ def top1(
     sessions : mapping of str to session
         The classifiers by name; the first output of each holds a score per class on its last axis.
     samples : Samples
-        With labels.
+        With labels. Those that do not fill a fixed batch of the model's are left out, with a warning.
+    inputs : sequence of InputSpec
+        The inputs that all the models have (`fgq.data.input_specs`).
     progress : callable, optional
         Called as ``progress(name, done, total)``.
 
@@ -76,15 +80,16 @@ def top1(
     Raises
     ------
     DataError
-        If the samples have no labels, or more classes than a model.
+        If the samples have no labels, or more classes than a model, or a model cannot run on them, or
+        gives something else than a score per class.
     """
     if samples.labels is None:
         raise DataError("evaluation data: found no labels, wanted a class for each sample (key 'labels')")
     results: dict[str, Accuracy] = {}
     first: NDArray[np.bool_] | None = None
     for name, session in sessions.items():
-        predictions = _predict(name, session, samples, progress)
-        hits = predictions == samples.labels
+        predictions = _predict(name, session, samples, inputs, progress)
+        hits = predictions == samples.labels[: len(predictions)]
         correct = int(hits.sum())
         estimate = Estimate(correct / hits.size, *wilson_interval(correct, hits.size))
         results[name] = Accuracy(
@@ -101,21 +106,15 @@ def _predict(
     name: str,
     session: Runner,
     samples: Samples,
+    inputs: Sequence[InputSpec],
     progress: Callable[[str, int, int | None], None] | None,
 ) -> NDArray[np.int64]:
-    assert samples.labels is not None
     predictions: list[NDArray[np.int64]] = []
     done = 0
-    for feed in samples.batches(BATCH):
-        scores = session.run(None, feed)[0]
+    for feed in as_batches(samples, inputs, BATCH):
         length = len(next(iter(feed.values())))
-        if scores.ndim < 2 or scores.shape[0] != length:
-            raise DataError(
-                f"{name}: found a first output of shape {list(scores.shape)} for {length} samples, "
-                "wanted a score per class for each sample"
-            )
-        scores = scores.reshape(length, -1)
-        highest = int(samples.labels.max())
+        scores = _scores(name, session, feed, length)
+        highest = 0 if samples.labels is None else int(samples.labels.max())
         if highest >= scores.shape[1]:
             raise DataError(f"{name}: found label {highest} for a model of {scores.shape[1]} classes")
         predictions.append(scores.argmax(axis=1))
@@ -123,3 +122,22 @@ def _predict(
         if progress is not None:
             progress(name, done, len(samples))
     return np.concatenate(predictions).astype(np.int64)
+
+
+def _scores(name: str, session: Runner, feed: Mapping[str, NDArray[Any]], length: int) -> NDArray[Any]:
+    """Return the first output, [length, classes]."""
+    try:
+        scores = session.run(None, feed)[0]
+    except FgqError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise DataError(f"{name}: cannot run on the samples ({first_line(error)})") from None
+    found = f"shape {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
+    if not isinstance(scores, np.ndarray) or scores.ndim < 2 or scores.shape[0] != length:
+        raise DataError(
+            f"{name}: found a first output of {found} for {length} samples, "
+            "wanted a score per class for each sample"
+        )
+    if scores.dtype.kind not in "fiu" or np.isnan(scores).any():
+        raise DataError(f"{name}: found {scores.dtype} scores that are no numbers, wanted numbers")
+    return scores.reshape(length, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
+from fgq.data import Source, as_batches, input_specs
 from fgq.errors import ModelError
 
 OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+
+BATCH = 16
+"""Samples that are run together, where the model leaves the batch size open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +46,11 @@ class LayerError:
     cosine: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error as plain values that JSON can hold; an infinite ratio becomes None."""
-        finite = np.isfinite(self.signal_to_noise_db)
-        return asdict(self) | {"signal_to_noise_db": self.signal_to_noise_db if finite else None}
+        """Return the error as plain values that JSON can hold; what is not finite becomes None."""
+        return {
+            key: None if isinstance(value, float) and not np.isfinite(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 class _Sums:
@@ -69,13 +75,15 @@ class _Sums:
     @property
     def cosine(self) -> float:
         length = float(np.sqrt(self.signal * self.power))
-        return self.product / length if length else 1.0
+        if length == 0.0:  # one is all zeros
+            return 1.0 if self.noise == 0.0 else 0.0
+        return self.product / length
 
 
 def compare(
     float_model: str | os.PathLike[str],
     converted: str | os.PathLike[str],
-    batches: Iterable[Mapping[str, NDArray[Any]]],
+    source: Source,
     progress: Callable[[int], None] | None = None,
 ) -> list[LayerError]:
     """Run both models on the same samples and compare every layer's result that both compute.
@@ -83,7 +91,8 @@ def compare(
     Parameters
     ----------
     float_model, converted : path-like
-    batches : iterable of feeds
+    source : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds
+        Data that fit the float model (`fgq.data.as_batches`).
     progress : callable, optional
         Called with the number of samples done.
 
@@ -95,23 +104,33 @@ def compare(
     Raises
     ------
     ModelError
-        If a model cannot be read or run, or the two share no layer's result and no output.
+        If a model cannot be read or run, or the two share no layer's result and no output, or what they
+        share is of another shape.
+    DataError
+        If the data do not fit the float model.
     """
     reference, candidate = onnx_file.load(float_model), onnx_file.load(converted)
+    inputs = input_specs(reference)
     shared = _shared_results(reference, candidate)
     names = [str(value.name) for value in shared]
     places = [
         ("output" if value.is_graph_output() else _layer_name(value), _operator(value)) for value in shared
     ]
-    sessions = [
-        onnxruntime_session(_exposing(model, names), str(path))
-        for model, path in ((reference, float_model), (candidate, converted))
-    ]
+    paths = (str(float_model), str(converted))
+    models = (_exposing(model, names) for model in (reference, candidate))
+    sessions = [onnxruntime_session(model, path) for model, path in zip(models, paths, strict=True)]
     sums = {name: _Sums() for name in names}
     done = 0
-    for feed in batches:
-        exact, found = (_run(session, names, feed) for session in sessions)
+    for feed in as_batches(source, inputs, BATCH):
+        exact, found = (
+            _run(session, path, names, feed) for session, path in zip(sessions, paths, strict=True)
+        )
         for name, f, c in zip(names, exact, found, strict=True):
+            if f.shape != c.shape:
+                raise ModelError(
+                    f"{converted}: {name}: found shape {list(c.shape)}, wanted {list(f.shape)} "
+                    f"as in {float_model}, the model it was converted from"
+                )
             sums[name].add(f, c)
         done += len(next(iter(feed.values())))
         if progress is not None:
@@ -138,14 +157,18 @@ def _shared_results(reference: ir.Model, candidate: ir.Model) -> list[ir.Value]:
         and node.outputs[0].name in known
         and not node.outputs[0].is_graph_output()
     ]
-    shared += [value for value in candidate.graph.outputs if value.name in known]
+    shared += [value for value in candidate.graph.outputs if value.name in known and _is_numeric(value)]
     if not shared:
         raise ModelError("comparison: found no layer and no output that both models have by name")
     return shared
 
 
-def _exposing(model: ir.Model, names: Sequence[str]) -> bytes:
-    """Return the model with the named values as its outputs, serialized."""
+def _is_numeric(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.STRING
+
+
+def _exposing(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Give the model the named values as its outputs."""
     values = {value.name: value for node in model.graph for value in node.outputs}
     model.graph.outputs.clear()
     for name in names:
@@ -153,17 +176,16 @@ def _exposing(model: ir.Model, names: Sequence[str]) -> bytes:
         if value.dtype is None:
             value.dtype = ir.DataType.FLOAT
         model.graph.outputs.append(value)
-    ir.external_data.load_to_model(model)
-    return ir.to_proto(model).SerializeToString()
+    return model
 
 
-def _run(session: Any, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(
+    session: Any, path: str, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     try:
         return list(session.run(names, dict(feed)))
-    except Exception as error:
-        raise ModelError(
-            f"comparison: onnxruntime cannot run the model ({onnx_file.first_line(error)})"
-        ) from None
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise ModelError(f"{path}: cannot run on the samples ({onnx_file.first_line(error)})") from None
 
 
 def _layer_name(value: ir.Value) -> str:

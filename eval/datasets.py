@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fgq import onnx_file
 from fgq.data import LABELS, Samples, as_samples, input_specs, load_samples
 from fgq.errors import DataError
@@ -17,6 +20,9 @@ CHARACTERS = "characters"
 DOCSTRINGS = "docstrings"
 """The name of the docstring retrieval of `fgq.eval.retrieval`, which needs the extra ``text``."""
 
+TEXTS = 200
+"""How many texts of the docstrings a split has."""
+
 Split = Literal["calibration", "test"]
 
 
@@ -26,8 +32,9 @@ def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samp
     Parameters
     ----------
     data : str
-        ``characters``, ``docstrings`` (for calibration), an ``.npz`` file, or a folder of ``.npz`` files
-        or images (`fgq.data.load_samples`). A file or folder is taken before a data set of that name.
+        ``characters``, ``docstrings`` (texts for an encoder, without labels), an ``.npz`` file, or a folder
+        of ``.npz`` files or images (`fgq.data.load_samples`). A file or folder is taken before a data set of
+        that name.
     model : path-like
         The model that will read the data.
     split : "calibration" or "test"
@@ -47,13 +54,21 @@ def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samp
         images = characters.load(split)
         if len(inputs) != 1:
             raise DataError(f"{CHARACTERS}: found a model of {len(inputs)} inputs, wanted one, of images")
-        return as_samples({inputs[0].name: images.images, LABELS: images.labels}, inputs)
-    if data == DOCSTRINGS and split == "calibration":
-        from fgq.eval.retrieval import calibration_feeds
-
-        feeds = calibration_feeds()
-        return as_samples({spec.name: feeds[spec.name] for spec in inputs if spec.name in feeds}, inputs)
+        return as_samples({inputs[0].name: images.images, LABELS: images.labels}, inputs, where=data)
+    if data == DOCSTRINGS:
+        feeds = _texts(split)
+        known = {spec.name: feeds[spec.name] for spec in inputs if spec.name in feeds}
+        return as_samples(known, inputs, where=data)
     raise DataError(
         f"{data}: found no such file or folder, wanted one, or the name of a data set "
         f"({CHARACTERS}, {DOCSTRINGS})"
     )
+
+
+def _texts(split: Split) -> dict[str, NDArray[np.int64]]:
+    from fgq.eval.docstrings import docstring_pairs
+    from fgq.eval.minilm import MAX_TOKENS, tokenize
+
+    corpus = docstring_pairs()
+    texts = corpus.calibration if split == "calibration" else [document for _, document in corpus.test]
+    return tokenize(texts[:TEXTS], pad_to=MAX_TOKENS)

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
+from fgq.data import input_specs
 from fgq.errors import DataError, FgqError
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset
 from fgq.eval.stats import Estimate
 from fgq.onnx_file import first_line
 from fgq.runtime import Session
+from fgq.survey import model_bytes
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -26,7 +29,7 @@ class Row:
     ----------
     model, engine : str
     bytes : int
-        The size of the model file.
+        The size of the model, external data counted.
     samples : int
     measures : dict of str to Estimate
         What was measured, each with its 95 % interval: ``top1`` as a share, or ``reciprocal_rank``,
@@ -69,23 +72,19 @@ def evaluate(
     FgqError
         If a model or the data cannot be used.
     """
-    sessions = {(str(path), engine): _session(path, engine) for path in models for engine in engines}
+    # Read by fgq first: it says more of a damaged file than onnxruntime, and refuses data from elsewhere.
+    sizes = {str(path): model_bytes(path, onnx_file.load(path)) for path in models}
+    sessions = {(path, engine): _session(path, engine) for path in sizes for engine in engines}
     named = {f"{model} ({engine})": session for (model, engine), session in sessions.items()}
-    try:
-        measured = (
-            _retrieval(named, limit)
-            if data == DOCSTRINGS and not Path(data).exists()
-            else _classification(named, models[0], data, limit, progress)
-        )
-    except FgqError:
-        raise
-    except Exception as error:
-        raise DataError(f"{data}: a model cannot run on it ({first_line(error)})") from None
+    if data == DOCSTRINGS and not Path(data).exists():
+        measured = _retrieval(named, limit)
+    else:
+        measured = _classification(named, models[0], data, limit, progress)
     return [
         Row(
             model=model,
             engine=engine,
-            bytes=Path(model).stat().st_size,
+            bytes=sizes[model],
             samples=samples,
             measures=measures,
             difference=difference,
@@ -113,19 +112,19 @@ def _text(name: str, estimate: Estimate) -> str:
     return estimate.percent(2) if name == "top1" else str(estimate)
 
 
-def _session(path: Path, engine: str) -> Any:
-    return Session(path) if engine == "fgq" else onnxruntime_session(path, str(path))
+def _session(path: str, engine: str) -> Any:
+    return Session(path) if engine == "fgq" else onnxruntime_session(Path(path), path)
 
 
 def _classification(
     sessions: Mapping[str, Any], model: Path, data: str, limit: int | None, progress: Progress
 ) -> list[_Measured]:
-    samples = open_dataset(data, model, "test")
+    samples, inputs = open_dataset(data, model, "test"), input_specs(onnx_file.load(model))
     if limit is not None:
         samples = samples.first(limit)
     return [
         (result.samples, {"top1": result.top1}, result.difference)
-        for result in top1(sessions, samples, progress).values()
+        for result in top1(sessions, samples, inputs, progress).values()
     ]
 
 
@@ -134,11 +133,17 @@ def _retrieval(sessions: Mapping[str, Any], limit: int | None) -> list[_Measured
     from fgq.eval.docstrings import docstring_pairs
 
     pairs = docstring_pairs().test[:limit]
+    try:
+        found = retrieval.evaluate(sessions, pairs)
+    except FgqError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise DataError(f"{DOCSTRINGS}: a model cannot run on it ({first_line(error)})") from None
     return [
         (
             len(pairs),
-            {"reciprocal_rank": found.reciprocal_rank, "top1": found.top1, "cosine": found.cosine},
-            found.difference if index else None,
+            {"reciprocal_rank": one.reciprocal_rank, "top1": one.top1, "cosine": one.cosine},
+            one.difference if index else None,
         )
-        for index, found in enumerate(retrieval.evaluate(sessions, pairs).values())
+        for index, one in enumerate(found.values())
     ]

@@ -230,7 +230,9 @@ def load_samples(path: str | Path, inputs: Sequence[InputSpec]) -> Samples:
     return _npz_samples(entries, inputs)
 
 
-def as_samples(arrays: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec]) -> Samples:
+def as_samples(
+    arrays: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec], *, where: str = "arrays"
+) -> Samples:
     """Check arrays in memory against a model's inputs.
 
     Parameters
@@ -239,6 +241,8 @@ def as_samples(arrays: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec]) 
         One array for each input with a leading sample axis, and optionally ``labels``.
     inputs : sequence of InputSpec
         The model's inputs.
+    where : str
+        What errors call the arrays.
 
     Returns
     -------
@@ -249,7 +253,6 @@ def as_samples(arrays: Mapping[str, NDArray[Any]], inputs: Sequence[InputSpec]) 
     DataError
         As `load_samples`, naming the array.
     """
-    where = "arrays"
     _check_arrays(arrays, where)
     headers = {name: Header(array.shape, array.dtype) for name, array in arrays.items()}
     length = _check_headers(headers, inputs, where)
