@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import signal
 import sys
+import warnings
+from contextlib import nullcontext
 from enum import StrEnum
+from importlib.metadata import version as package_version
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
 from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
+from fgq.printable import printable
 
 app = typer.Typer(
     name="fgq",
@@ -20,7 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Convert pretrained ONNX models to ternary weights with fine-grained scales, and run them.",
 )
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
@@ -43,6 +47,22 @@ class ExportTarget(StrEnum):
     INT8 = "int8"
     INLINED = "inlined"
     FLOAT = "float"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fgq {package_version('fgq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Convert pretrained ONNX models to ternary weights with fine-grained scales, and run them."""
 
 
 @app.command()
@@ -121,7 +141,7 @@ def convert(
     options = {} if config is None else read_config(config)
     chosen = ConversionConfig(**options | {name: value for name, value in given.items() if value is not None})
 
-    from fgq import display, pipeline, survey
+    from fgq import display, files, onnx_file, pipeline, survey
 
     if dry_run:
         _show_survey(survey.survey(model, chosen), json=json)
@@ -131,10 +151,16 @@ def convert(
     samples = None
     if calibration_data is not None and chosen.activations is not Activations.NONE:
         samples = _open_data(model, calibration_data, "calibration")
-    with display.progress_bar() as advance:
-        result = pipeline.convert_file(model, output, chosen, samples, advance)
-    if report is not None:
-        _write_json(report, result.to_dict())
+        files.refuse_same_file(calibration_data, output)
+    for read in (model, output, calibration_data, config):
+        if report is not None and read is not None:
+            files.refuse_same_file(read, report)
+    # Staged before the conversion: a report that cannot be written is refused before the work.
+    with nullcontext() if report is None else onnx_file.staged(report) as report_path:
+        with display.progress_bar() as advance:
+            result = pipeline.convert_file(model, output, chosen, samples, advance)
+        if report_path is not None:
+            report_path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
     if json:
         display.print_json(result.to_dict())
     else:
@@ -214,7 +240,7 @@ def compare(
     samples = _open_data(float_model, data, "test").first(limit)
     with display.progress_bar() as advance:
         errors = compare_models(
-            float_model, converted, samples.batches(16), lambda done: advance("compare", done, len(samples))
+            float_model, converted, samples, lambda done: advance("compare", done, len(samples))
         )
     if json:
         display.print_json([error.to_dict() for error in errors])
@@ -272,7 +298,7 @@ def export(
     if json:
         display.print_json({"output": str(output), "form": form.value, "bytes": size})
     else:
-        display.out.print(f"wrote {output} ({size} bytes)", markup=False, soft_wrap=True)
+        display.print_line(f"wrote {output} ({size} bytes)")
 
 
 def _show_survey(result: Any, *, json: bool) -> None:
@@ -294,24 +320,43 @@ def _open_data(model: Path, data: str, split: Any) -> Any:
     return open_dataset(data, model, split)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    import json as jsonlib
-
-    try:
-        path.write_text(jsonlib.dumps(value, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+class _Stopped(BaseException):
+    """A signal asked the program to end; no handler of errors on the way up takes it for one."""
 
 
 def main() -> None:
-    """Run the command line; a refusal is one line and exit code 2."""
+    """Run the command line; a refusal is one line and exit code 2, a signal one line and 128 + its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal may lack the letters of a layer's name
+            stream.reconfigure(errors="backslashreplace")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
+            signal.signal(number, _stop)
+    warnings.showwarning = _show_warning
     try:
         app()
     except FgqError as error:
         _fail(str(error), 2)
+    except _Stopped as stopped:
+        number = stopped.args[0]
+        _fail(f"stopped by {number.name}", 128 + number)
 
 
-def _fail(message: str, code: int) -> None:
-    # One line, and no control characters: parts of it come from untrusted files.
-    print("fgq: error: " + re.sub(r"[\x00-\x1f\x7f]+", " ", message), file=sys.stderr)
+def _stop(number: int, frame: object) -> NoReturn:
+    raise _Stopped(signal.Signals(number))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"fgq: warning: {printable(str(message))}", file=sys.stderr)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"fgq: error: {printable(message)}", file=sys.stderr)
     sys.exit(code)
