@@ -8,10 +8,12 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fgq import onnx_file
 from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
 from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
+from fgq.errors import ModelError
 
 __all__ = ["FoldBatchNorm", "FoldConstants", "PlainGemm", "SumToAdd", "prepare"]
 
@@ -21,14 +23,20 @@ def prepare(model: ir.Model) -> None:
 
     Afterwards functions are inlined, every constant is an initializer of the main graph, layout operators
     on constants are gone, batch normalization is folded into the convolutions before it, Gemm has
-    alpha = beta = 1 and a bias of one axis, every node has a name of its own, and shapes are inferred.
+    alpha = beta = 1 and a bias of one axis, every node has a name that no other node of its graph has, and
+    shapes are inferred.
 
     Parameters
     ----------
     model : onnx_ir.Model
         Of opset 13 or later.
+
+    Raises
+    ------
+    ModelError
+        If the graph contradicts itself: weights that do not fit their operator, a function that calls itself.
     """
-    ir.passes.Sequential(
+    passes = ir.passes.Sequential(
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -40,4 +48,9 @@ def prepare(model: ir.Model) -> None:
         PlainGemm(),
         common.RemoveUnusedNodesPass(),
         common.NameFixPass(),
-    )(model)
+    )
+    try:
+        passes(model)
+    except ir.passes.PassError as error:
+        reason = onnx_file.first_line(onnx_file.root(error))
+        raise ModelError(f"model: the graph is malformed ({reason})") from error
