@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fgq.converters.compatibility import ADVISED
 from fgq.pipeline import Progress as Callback
 from fgq.printable import printable
 from fgq.report import LayerReport, Report
@@ -65,18 +66,17 @@ def print_layers(layers: Sequence[LayerReport], *, converted: bool) -> None:
     ----------
     layers : sequence of LayerReport
     converted : bool
-        Whether the weights were quantized, so that bits, ratio and removed multiplications are known.
+        Whether the weights were quantized, so that their bits, their signal-to-noise ratio and the share of
+        multiplications removed are known.
     """
     prefix = _common_path([layer.name for layer in layers])
-    columns = ["layer", "operator", "shape", "weights", "inputs"]
-    figures = ["bits/weight", "SNR dB", "mult. removed"] if converted else []
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (*columns, *figures, "note"):
+    # Least widths: at 80 columns names and notes fold, and no column vanishes.
+    columns = {"layer": 14, "operator": 8, "shape": 7, "weights": 7, "inputs": 6}
+    figures = {"bits": 5, "SNR dB": 6, "removed": 7} if converted else {}
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for name, width in (columns | figures | {"note": 8}).items():
         table.add_column(
-            name,
-            justify="right" if name in figures else "left",
-            overflow="fold",
-            no_wrap=name not in ("layer", "note"),
+            name, justify="right" if name in figures else "left", overflow="fold", min_width=width
         )
     for layer in layers:
         cells = [
@@ -130,7 +130,7 @@ def print_report(report: Report, destination: str) -> None:
         "size": f"{_size(report.float_bytes)} -> {_size(report.converted_bytes)} "
         f"({report.bits_per_weight:.2f} bits per weight, scales counted)",
         "multiplications": "unknown" if removed is None else f"{100 * removed:.1f} % removed",
-        "runs on": f"onnxruntime {report.minimum_onnxruntime} or newer, fgq.Session",
+        "runs on": f"onnxruntime {report.minimum_onnxruntime} or newer ({ADVISED} advised), fgq.Session",
         **_check_facts(report),
     }
     _print_facts(facts)

@@ -32,7 +32,7 @@ from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.self_check import few_samples, onnxruntime_session, self_check
 from fgq.converters.sites import Site, find_sites
-from fgq.data import Feed, InputSpec, as_batches, input_specs
+from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
 from fgq.data import Source as DataSource
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_same_file
@@ -167,7 +167,8 @@ def _convert(
     check, feeds = _check_data(model, specs, feeds)
 
     sites = find_sites(model, choices)
-    quantizers = _calibrate(model, sites, feeds, report_progress)
+    total = len(calibration) if isinstance(calibration, Samples) else None
+    quantizers = _calibrate(model, sites, feeds, lambda done, _: report_progress("calibrate", done, total))
     by_tensor = {site.tensor: found for site, found in quantizers.items()}
     layers = []
     for done, choice in enumerate(choices):
@@ -243,14 +244,12 @@ def _check_data(
         first = next(feeds)
         feeds = chain([first], feeds)
         feed, data = few_samples(first, free), "calibration data"
+    session = onnxruntime_session(model, "float model")
     try:
-        session = onnxruntime_session(model, "float model")
         outputs = session.run(None, feed)
     except Exception as error:
         if feeds is None:  # the model may well not run on random data
             return None, None
-        if isinstance(error, FgqError):
-            raise
         raise DataError(
             f"calibration data: the model cannot run on them ({onnx_file.first_line(error)})"
         ) from None
@@ -266,7 +265,10 @@ def _random_input(spec: InputSpec) -> NDArray[Any]:
 
 
 def _calibrate(
-    model: ir.Model, sites: Sequence[Site], feeds: Iterator[Feed] | None, progress: Progress
+    model: ir.Model,
+    sites: Sequence[Site],
+    feeds: Iterator[Feed] | None,
+    progress: Callable[[int, int | None], None],
 ) -> dict[Site, dict[int, Quantizer]]:
     """Return the quantizers of each site, one for each width."""
     if not sites or feeds is None:
@@ -275,7 +277,7 @@ def _calibrate(
         model,
         [str(site.tensor.name) for site in sites],
         feeds,
-        progress=lambda done, total: progress("calibrate", done, total),
+        progress=progress,
     )
     found: dict[Site, dict[int, Quantizer]] = {}
     for site in sites:
