@@ -20,6 +20,7 @@ from fgq.errors import ConfigError, DataError, ModelError
 from fgq.kernels.dispatch import Wish
 from fgq.runtime.execute import LayerStep
 from fgq.runtime.plan import Segment, plan
+from fgq.shapes import InferShapes
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -213,7 +214,7 @@ def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
         model = onnx_file.load(path_or_bytes)
     model.graph.sort()
     common.RemoveInitializersFromInputsPass()(model)
-    common.ShapeInferencePass(strict_mode=False)(model)
+    InferShapes()(model)
     return model
 
 
