@@ -100,7 +100,8 @@ class StreamingHistogram:
                 f"tensor {self.name!r}: found {self._describe_overflow(flat)} among {flat.size} values, "
                 "wanted finite float32 activations; check the model and its input data"
             )
-        self._widen(math.frexp(magnitude)[1])
+        if magnitude:  # frexp gives 0 the exponent of 1/2
+            self._widen(math.frexp(magnitude)[1])
         self.minimum = min(self.minimum, lowest)
         self.maximum = max(self.maximum, highest)
         self.count += flat.size

@@ -2,10 +2,11 @@
 
 import math
 import tracemalloc
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import integrate, optimize, stats
 
@@ -118,6 +119,7 @@ class TestStreamingHistogram:
         st.lists(st.lists(st.floats(-1e9, 1e9, width=32), max_size=20), min_size=1, max_size=6),
         st.randoms(use_true_random=False),
     )
+    @example([[0.0], [0.25]], Random(0))
     def test_order_batches_and_merges_do_not_matter(self, batches, random):
         together = histogram_of(np.array([value for batch in batches for value in batch], np.float32))
         random.shuffle(batches)
