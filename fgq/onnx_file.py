@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     ------
     ModelError
         If the file is missing, empty, truncated or not an ONNX model, if its external data are missing,
-        too short or outside the model's folder, or if the data of a tensor do not fit its shape.
+        too short or outside the model's folder, if the data of a tensor do not fit its shape, or if a node
+        has other inputs or outputs than its operator.
     """
     path = Path(path)
     try:
@@ -73,8 +74,13 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"{name}: the graph is malformed ({first_line(_root(error))})") from error
+        raise ModelError(f"{name}: the graph is malformed ({first_line(root(error))})") from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _check_text(
+            [value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())], name
+        )
+        for node in graph.all_nodes():
+            _check_node(node, graph.opset_imports.get(node.domain), name)
         _check_tensors(graph, folder, name)
         for subgraph in graph.subgraphs():
             _check_tensors(subgraph, folder, name)
@@ -86,10 +92,10 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _root(error: BaseException) -> BaseException:
+def root(error: BaseException) -> BaseException:
     """Return the error that the others were raised for: those on top of it name only the place."""
     below = error.__cause__ or error.__context__
-    return error if below is None else _root(below)
+    return error if below is None else root(below)
 
 
 @contextmanager
@@ -167,6 +173,33 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     else:
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+
+
+def _check_text(names: Iterable[object], name: str) -> None:
+    for found in names:
+        if isinstance(found, bytes):  # what protobuf gives where it cannot decode
+            raise ModelError(f"{name}: found the name {found!r}, wanted UTF-8 text")
+
+
+def _check_node(node: ir.Node, version: int | None, name: str) -> None:
+    """Check what no reader of a graph looks at again: that inputs exist, and as many as the operator has."""
+    values = [value.name for value in (*node.inputs, *node.outputs) if value is not None]
+    _check_text([node.name, node.op_type, node.domain, *values], name)
+    where = f"{name}: node {node.name or node.op_type!r}"
+    for value in node.inputs:
+        if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
+            raise ModelError(f"{where}: found the input {value.name!r}, which nothing computes")
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version or 1, node.domain)
+    except onnx.defs.SchemaError:  # a function, or an operator that onnx does not define
+        return
+    for what, count, least, most in (
+        ("inputs", len(node.inputs), schema.min_input, schema.max_input),
+        ("outputs", len(node.outputs), schema.min_output, schema.max_output),
+    ):
+        if not least <= count <= most:
+            wanted = f"at least {least}" if count < least else f"at most {most}"
+            raise ModelError(f"{where}: found {count} {what}, wanted {wanted}")
 
 
 def _check_tensors(graph: ir.Graph, folder: Path | None, name: str) -> None:

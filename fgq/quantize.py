@@ -162,10 +162,14 @@ def lost_groups(weight: NDArray[np.floating], tensor: QuantizedTensor) -> int:
 
 
 def signal_to_noise_db(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
-    """Return ``10 log10(sum(s^2) / sum((s - a)^2))`` in dB; infinite where both are equal."""
+    """Return ``10 log10(sum(s^2) / sum((s - a)^2))`` in dB; infinite where both are equal.
+
+    NaN where either holds NaN or infinity.
+    """
     reference = signal.astype(np.float64)
     power = float(np.sum(reference**2))
-    noise = float(np.sum((reference - approximation) ** 2))
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        noise = float(np.sum((reference - approximation) ** 2))
     if noise == 0.0:
         return float("inf")
     return float(10 * np.log10(power / noise)) if power else float("-inf")

@@ -78,7 +78,8 @@ def _affine(step: ir.Node, value: ir.Value, channels: tuple[int, ...]) -> Affine
         if any(output.uses() for output in step.outputs[1:]):
             return None
         gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
-        gain = gamma / np.sqrt(variance + step.attributes.get_float("epsilon", 1e-5))
+        with np.errstate(invalid="ignore", divide="ignore"):  # weights of NaN are refused by their layer
+            gain = gamma / np.sqrt(variance + step.attributes.get_float("epsilon", 1e-5))
         return gain, beta - mean * gain
     if step.op_type in ("Mul", "Add"):
         other = constant(step.inputs[1] if step.inputs[0] is value else step.inputs[0])
