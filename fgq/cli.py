@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import warnings
@@ -333,6 +334,7 @@ def main() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as it is under nohup
             signal.signal(number, _stop)
     warnings.showwarning = _show_warning
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is in our errors, or no matter
     try:
         app()
     except FgqError as error:
