@@ -56,8 +56,8 @@ class Accuracy:
 def top1(
     sessions: Mapping[str, Runner],
     samples: Samples,
-    inputs: Sequence[InputSpec],
     progress: Callable[[str, int, int | None], None] | None = None,
+    inputs: Sequence[InputSpec] = (),
 ) -> dict[str, Accuracy]:
     """Measure classifiers on the same samples.
 
@@ -66,11 +66,11 @@ def top1(
     sessions : mapping of str to session
         The classifiers by name; the first output of each holds a score per class on its last axis.
     samples : Samples
-        With labels. Those that do not fill a fixed batch of the model's are left out, with a warning.
-    inputs : sequence of InputSpec
-        The inputs that all the models have (`fgq.data.input_specs`).
+        With labels. Those that do not fill a fixed batch are left out, with a warning.
     progress : callable, optional
         Called as ``progress(name, done, total)``.
+    inputs : sequence of InputSpec
+        The inputs of the models (`fgq.data.input_specs`), where their batch size may be fixed.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def top1(
     results: dict[str, Accuracy] = {}
     first: NDArray[np.bool_] | None = None
     for name, session in sessions.items():
-        predictions = _predict(name, session, samples, inputs, progress)
+        predictions = _predict(name, session, samples, progress, inputs)
         hits = predictions == samples.labels[: len(predictions)]
         correct = int(hits.sum())
         estimate = Estimate(correct / hits.size, *wilson_interval(correct, hits.size))
@@ -106,8 +106,8 @@ def _predict(
     name: str,
     session: Runner,
     samples: Samples,
-    inputs: Sequence[InputSpec],
     progress: Callable[[str, int, int | None], None] | None,
+    inputs: Sequence[InputSpec],
 ) -> NDArray[np.int64]:
     predictions: list[NDArray[np.int64]] = []
     done = 0

@@ -124,7 +124,7 @@ def _classification(
         samples = samples.first(limit)
     return [
         (result.samples, {"top1": result.top1}, result.difference)
-        for result in top1(sessions, samples, inputs, progress).values()
+        for result in top1(sessions, samples, progress, inputs).values()
     ]
 
 
