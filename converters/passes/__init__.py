@@ -14,6 +14,7 @@ from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
 from fgq.errors import ModelError
+from fgq.shapes import InferShapes
 
 __all__ = ["FoldBatchNorm", "FoldConstants", "PlainGemm", "SumToAdd", "prepare"]
 
@@ -43,7 +44,7 @@ def prepare(model: ir.Model) -> None:
         common.LiftSubgraphInitializersToMainGraphPass(),
         FoldConstants(),
         SumToAdd(),
-        common.ShapeInferencePass(strict_mode=False),
+        InferShapes(),
         FoldBatchNorm(),
         PlainGemm(),
         common.RemoveUnusedNodesPass(),
