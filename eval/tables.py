@@ -1,0 +1,271 @@
+"""The tables of docs/accuracy.md: what conversion costs on the bundled network and on MiniLM.
+
+::
+
+    python -m fgq.eval.characters.render --split test --count 50000 --out test50000.npz
+    python -m fgq.eval.tables --out docs/accuracy.md --images test50000.npz
+
+The document is written by hand; each table in it stands between ``<!-- table NAME -->`` and
+``<!-- end NAME -->``, and is replaced. MiniLM needs the extra ``text``.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from fgq import onnx_file
+from fgq.config import Activations, ConversionConfig
+from fgq.converters.self_check import onnxruntime_session
+from fgq.data import LABELS, Samples, as_samples, input_specs
+from fgq.errors import DataError, FgqError
+from fgq.eval import characters
+from fgq.eval.accuracy import top1
+from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, open_dataset
+from fgq.eval.docstrings import docstring_pairs
+from fgq.eval.minilm import export_minilm
+from fgq.eval.retrieval import evaluate
+from fgq.eval.torch_export import save_onnx
+from fgq.pipeline import convert_file
+from fgq.report import Report
+from fgq.runtime import Session
+
+Progress = Callable[[str, int, int | None], None]
+
+
+def _configs(*settings: tuple[int, Activations]) -> tuple[ConversionConfig, ...]:
+    return tuple(ConversionConfig(group_size=N, activations=activations) for N, activations in settings)
+
+
+CHARACTER_CONFIGS = _configs(
+    (1, Activations.INT8),  # an alpha for every weight makes it an 8-bit number: the control
+    (4, Activations.INT8),
+    (16, Activations.INT8),
+    (64, Activations.INT8),
+    (4, Activations.INT4),
+    (4, Activations.NONE),
+    (64, Activations.NONE),
+)
+"""What the bundled network is converted to."""
+
+MINILM_CONFIGS = _configs(
+    (1, Activations.INT8),
+    (4, Activations.INT8),
+    (64, Activations.INT8),
+    (4, Activations.NONE),
+    (64, Activations.NONE),
+)
+"""What MiniLM is converted to."""
+
+DESCRIPTION = ("N", "activations", "bits a weight", "file, kB", "multiplications removed")
+"""The columns that describe a file, see `Converted.cells`."""
+
+TABLES = ("environment", "characters", "engines", "minilm")
+"""The tables' names in the document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """A converted file.
+
+    Parameters
+    ----------
+    config : ConversionConfig
+    path : Path
+    report : Report
+    """
+
+    config: ConversionConfig
+    path: Path
+    report: Report
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of a table that describe the file."""
+        return [
+            *_setting(self.config),
+            f"{self.report.bits_per_weight:.2f}",
+            _kilobytes(self.path),
+            f"{100 * (self.report.multiplications_removed or 0):.1f} %",
+        ]
+
+
+def convert_all(
+    model: Path, configs: Sequence[ConversionConfig], data: str, folder: Path, progress: Progress
+) -> list[Converted]:
+    """Convert a model in several ways.
+
+    Parameters
+    ----------
+    model : Path
+    configs : sequence of ConversionConfig
+    data : str
+        The data set whose calibration part is taken (`fgq.eval.datasets.open_dataset`).
+    folder : Path
+        Where the files are written.
+    progress : callable
+        Called as ``progress(stage, done, total)``.
+    """
+    converted = []
+    for config in configs:
+        path = folder / f"{model.stem}-{config.group_size}-{config.activations}.onnx"
+        calibrated = config.activations is not Activations.NONE
+        samples = open_dataset(data, model, "calibration") if calibrated else None
+        report = convert_file(model, path, config, samples, progress)
+        converted.append(Converted(config=config, path=path, report=report))
+    return converted
+
+
+def environment() -> str:
+    """Say what the tables were made with."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "onnx", "numpy", "numba"))
+    return f"fgq {version('fgq')}, Python {platform.python_version()}, {packages}, {platform.machine()}."
+
+
+def characters_table(converted: Sequence[Converted], samples: Samples, progress: Progress) -> str:
+    """Return accuracy in onnxruntime beside what each file saves."""
+    paths = {"float": characters.MODEL} | {entry.path.stem: entry.path for entry in converted}
+    sessions = {name: onnxruntime_session(path, name) for name, path in paths.items()}
+    exact, *results = top1(sessions, samples, progress).values()
+    columns = [*DESCRIPTION, "top-1", "less float"]
+    rows = [["float", "float", "32", _kilobytes(characters.MODEL), "0 %", exact.top1.percent(2), ""]]
+    for entry, result in zip(converted, results, strict=True):
+        assert result.difference is not None
+        rows.append([*entry.cells, result.top1.percent(2), result.difference.percent(2)])
+    return _table(columns, rows) + f"\n\n{exact.samples:,} images."
+
+
+def engines_table(converted: Sequence[Converted], samples: Samples, progress: Progress) -> str:
+    """Return accuracy in both engines, and how often they name another class."""
+    rows = []
+    for entry in converted:
+        path = entry.path
+        ours, theirs = top1(
+            {f"{path.stem} (fgq)": Session(path), path.stem: onnxruntime_session(path, path.stem)},
+            samples,
+            progress,
+        ).values()
+        disagreements = int(np.count_nonzero(ours.predictions != theirs.predictions))
+        percents = [f"{100 * result.top1.value:.2f} %" for result in (theirs, ours)]
+        rows.append([*_setting(entry.config), *percents, f"{disagreements} of {ours.samples}"])
+    return _table(["N", "activations", "onnxruntime", "fgq", "predictions that differ"], rows)
+
+
+def minilm_table(folder: Path, progress: Progress) -> str:
+    """Return how well all-MiniLM-L6-v2 still retrieves, in onnxruntime."""
+    model = folder / "minilm.onnx"
+    save_onnx(export_minilm(), model)
+    converted = convert_all(model, MINILM_CONFIGS, DOCSTRINGS, folder, progress)
+    paths = {"float": model} | {entry.path.stem: entry.path for entry in converted}
+    corpus = docstring_pairs()
+    sessions = {name: onnxruntime_session(path, name) for name, path in paths.items()}
+    exact, *results = evaluate(sessions, corpus.test).values()
+    columns = [*DESCRIPTION, "reciprocal rank", "less float", "top-1", "cosine to float"]
+    rank, first = str(exact.reciprocal_rank), exact.top1.percent()
+    rows = [["float", "float", "32", _kilobytes(model), "0 %", rank, "", first, ""]]
+    for entry, result in zip(converted, results, strict=True):
+        rank, first = str(result.reciprocal_rank), result.top1.percent()
+        rows.append([*entry.cells, rank, str(result.difference), first, str(result.cosine)])
+    return _table(columns, rows) + f"\n\n{len(corpus.test)} pairs; corpus sha256 {corpus.sha256[:16]}..."
+
+
+def replace_tables(document: str, tables: Mapping[str, str]) -> str:
+    """Put each table between its marks.
+
+    Parameters
+    ----------
+    document : str
+    tables : mapping of str to str
+        By name, in Markdown.
+
+    Raises
+    ------
+    DataError
+        If the document has no place for a table.
+    """
+    for name, table in tables.items():
+        start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
+        before, found, rest = document.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise DataError(f"document: found no place for the table, wanted the lines {start} and {end}")
+        document = f"{before}{start}\n{table}\n{end}{after}"
+    return document
+
+
+def _setting(config: ConversionConfig) -> list[str]:
+    floats = config.activations is Activations.NONE
+    return [str(config.group_size), "float" if floats else str(config.activations)]
+
+
+def _kilobytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1000:,.0f}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---:"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _images(path: Path) -> Samples:
+    split = characters.read(path)
+    inputs = input_specs(onnx_file.load(characters.MODEL))
+    return as_samples({inputs[0].name: split.images, LABELS: split.labels}, inputs)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The document whose tables to replace.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Images to measure on in place of the committed 10,240.")
+    ] = None,
+    tables: Annotated[
+        list[str] | None, typer.Option("--table", help=f"Only this one of {', '.join(TABLES)}.")
+    ] = None,
+) -> None:
+    """Measure, and replace the tables of a document."""
+    wanted = tables or TABLES
+    for name in wanted:
+        if name not in TABLES:
+            raise DataError(f"table {name!r}: not known, wanted one of {', '.join(TABLES)}")
+    if not out.is_file():
+        raise DataError(f"{out}: found no such file, wanted a document with places for tables")
+    replace_tables(out.read_text(encoding="utf-8"), dict.fromkeys(wanted, ""))  # refused before the work
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="fgq-") as name, Console(stderr=True).status("") as status:
+        folder = Path(name)
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            status.update(stage if total is None else f"{stage} {done}/{total}")
+
+        if "environment" in wanted:
+            found["environment"] = environment()
+        if {"characters", "engines"} & set(wanted):
+            committed = open_dataset(CHARACTERS, characters.MODEL, "test")
+            converted = convert_all(characters.MODEL, CHARACTER_CONFIGS, CHARACTERS, folder, progress)
+        if "characters" in wanted:
+            samples = committed if images is None else _images(images)
+            found["characters"] = characters_table(converted, samples, progress)
+        if "engines" in wanted:
+            found["engines"] = engines_table(converted, committed, progress)
+        if "minilm" in wanted:
+            found["minilm"] = minilm_table(folder, progress)
+    document = replace_tables(out.read_text(encoding="utf-8"), found)
+    with onnx_file.staged(out) as path:
+        path.write_text(document, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except FgqError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from fgq.data import LABELS, as_samples, input_specs
+from fgq.errors import DataError
+from fgq.eval import characters, tables
+from fgq.onnx_file import load
+
+CONFIGS = tables.CHARACTER_CONFIGS[1:2]
+"""N=4 with 8-bit activations."""
+
+
+def cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    pass
+
+
+def test_tables_of_the_characters(tmp_path: Path) -> None:
+    converted = tables.convert_all(characters.MODEL, CONFIGS, "characters", tmp_path, silent)
+    split = characters.load("test")
+    arrays = {"image": split.images[:256], LABELS: split.labels[:256]}
+    samples = as_samples(arrays, input_specs(load(characters.MODEL)))
+
+    table, count = tables.characters_table(converted, samples, silent).split("\n\n")
+    assert count == "256 images."
+    columns, rule, exact, row = cells(table)
+    assert columns == [*tables.DESCRIPTION, "top-1", "less float"]
+    assert set(rule) == {"---:"}
+    assert exact[:3] == ["float", "float", "32"]
+    assert row[:2] == ["4", "int8"]
+    # 1.6 + 8/4 bits, and a little for row scales and the 8-bit layers.
+    assert 3.6 < float(row[2]) < 4.0
+    assert float(row[3]) < float(exact[3].replace(",", "")) / 7
+    assert float(row[4].removesuffix(" %")) == pytest.approx(75, abs=1)
+    difference = float(row[6].split(" ")[0])
+    assert float(row[5].split(" ")[0]) - float(exact[5].split(" ")[0]) == pytest.approx(difference, abs=0.011)
+    assert -20 < difference < 0
+
+    _, _, row = cells(tables.engines_table(converted, samples, silent))
+    assert row[2] == row[3]
+    assert row[4] == "0 of 256"
+
+
+def test_replaced_tables() -> None:
+    document = "a\n<!-- table one -->\nold\n<!-- end one -->\nb\n<!-- table two -->\n<!-- end two -->\n"
+    replaced = tables.replace_tables(document, {"one": "| 1 |", "two": "| 2 |"})
+    assert replaced == (
+        "a\n<!-- table one -->\n| 1 |\n<!-- end one -->\nb\n<!-- table two -->\n| 2 |\n<!-- end two -->\n"
+    )
+    assert tables.replace_tables(replaced, {"one": "| 1 |"}) == replaced
+
+
+@pytest.mark.parametrize("document", ["", "<!-- table one -->\n", "<!-- end one --><!-- table one -->"])
+def test_a_document_without_a_place_is_refused(document: str) -> None:
+    with pytest.raises(DataError, match="<!-- table one -->"):
+        tables.replace_tables(document, {"one": ""})
+
+
+def test_unknown_tables_and_documents_are_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'other': not known"):
+        tables.main(tmp_path / "accuracy.md", tables=["other"])
+    with pytest.raises(DataError, match="no such file"):
+        tables.main(tmp_path / "accuracy.md")
+    (tmp_path / "accuracy.md").write_text("nothing")
+    with pytest.raises(DataError, match="no place for the table"):
+        tables.main(tmp_path / "accuracy.md")
+    assert (tmp_path / "accuracy.md").read_text() == "nothing"
