@@ -16,10 +16,6 @@ from fgq.eval.topologies import SMALL, TOPOLOGIES
 from fgq.kernels.dispatch import Wish
 from fgq.runtime.execute import LayerStep
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("onnxscript")
-
 EXTREMES = [(64, "int8"), (4, "int4")]
 SETTINGS = [*EXTREMES, (64, "int4"), (4, "int8")]
 
@@ -94,6 +90,8 @@ def check(model, layers, feeds_of_each_shape, run, wishes, *, float_end=False):
                 assert acc.dtype == np.int32
                 np.testing.assert_array_equal(acc, expected + bias.get(name, 0), err_msg=f"{wish}: {name}")
         (theirs,) = run(model, feeds)
+        # What was added to see the integers has changed none of them.
+        np.testing.assert_array_equal(values[model.graph.output[0].name], theirs)
         (ours,) = sessions[wishes[0]].run(None, feeds)
         assert ours.shape == theirs.shape
         assert np.isfinite(theirs).all()
@@ -105,6 +103,8 @@ def check(model, layers, feeds_of_each_shape, run, wishes, *, float_end=False):
 @pytest.fixture(scope="module")
 def exported():
     """Export a topology once: by its name, and small or not."""
+    for package in ("torch", "transformers", "onnxscript"):
+        pytest.importorskip(package)
     models = {}
 
     def export(name, *, small=True):
