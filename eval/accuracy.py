@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.data import InputSpec, Samples, as_batches
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 from fgq.eval.stats import Estimate, paired_bootstrap, wilson_interval
 from fgq.onnx_file import first_line
 
@@ -128,8 +128,6 @@ def _scores(name: str, session: Runner, feed: Mapping[str, NDArray[Any]], length
     """Return the first output, [length, classes]."""
     try:
         scores = session.run(None, feed)[0]
-    except FgqError:
-        raise
     except Exception as error:  # onnxruntime's exceptions share no other base
         raise DataError(f"{name}: cannot run on the samples ({first_line(error)})") from None
     found = f"shape {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__

@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
-from fgq.errors import DataError, ModelError
+from fgq.errors import DataError, ModelError, OutputError
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Quantizer
 
@@ -66,6 +66,8 @@ def observe(
         model.
     DataError
         If the data do not fit the model or make an activation NaN or infinite.
+    OutputError
+        If there is no room for the model in the temporary folder.
     """
     inputs = input_specs(model)
     histograms = {name: StreamingHistogram(name) for name in tensors}
@@ -146,7 +148,11 @@ def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[ort.Inference
         try:
             ir.save(_with_outputs(model, computed), path, external_data="weights.bin")
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnx_ir's and onnxruntime's exceptions share no other base
+        except OSError as error:
+            raise OutputError(
+                f"temporary file {path}: cannot be written ({error.strerror or error})"
+            ) from None
+        except Exception as error:  # onnxruntime's exceptions share no other base
             raise ModelError(
                 f"model: found that onnxruntime cannot load it ({_one_line(error)}), wanted a model that runs"
             ) from None

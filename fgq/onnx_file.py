@@ -144,10 +144,20 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     Parameters
     ----------
     model : onnx_ir.Model
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
         path = Path(folder) / "model.onnx"
-        save(model, path)
+        try:
+            save(model, path)
+        except OSError as error:
+            raise OutputError(
+                f"temporary file {path}: cannot be written ({error.strerror or error})"
+            ) from None
         yield path
 
 
