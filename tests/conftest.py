@@ -1,9 +1,11 @@
 """Small ONNX models, and what onnxruntime makes of them."""
 
+import logging
+import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -11,7 +13,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from fgq import Session
+from fgq import Session, cli
 from fgq.kernels.dispatch import Wish
 
 Arrays = dict[str, np.ndarray]
@@ -111,3 +113,32 @@ def check_integers() -> Callable[..., None]:
                     np.testing.assert_array_equal(ours, theirs, err_msg=f"{wish}: {output.name}")
 
     return check
+
+
+class Outcome(NamedTuple):
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """Run the command line in this process, as its entry point does."""
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = list(logging.getLogger().handlers)
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["fgq", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Outcome(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield call
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    logging.getLogger().handlers[:] = handlers
