@@ -295,11 +295,12 @@ def export(
     """
     from fgq import display, files
 
-    size = files.export_file(converted, output, form.value)
+    exported = files.export_file(converted, output, form.value)
     if json:
-        display.print_json({"output": str(output), "form": form.value, "bytes": size})
+        display.print_json({"output": str(output), "form": form.value, **exported._asdict()})
     else:
-        display.print_line(f"wrote {output} ({size} bytes)")
+        display.print_line(f"runs on onnxruntime {exported.minimum_onnxruntime} or newer")
+        display.print_line(f"wrote {output} ({exported.bytes} bytes)")
 
 
 def _show_survey(result: Any, *, json: bool) -> None:

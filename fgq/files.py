@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from fgq import npz, onnx_file
+from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.export import ExportForm, export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
@@ -16,7 +18,22 @@ from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.runtime import Session
 
 
-def export_file(source: str | os.PathLike[str], destination: str | os.PathLike[str], form: str) -> int:
+class Exported(NamedTuple):
+    """What was written.
+
+    Parameters
+    ----------
+    bytes : int
+        External data counted.
+    minimum_onnxruntime : str
+        The oldest version of onnxruntime that runs the file.
+    """
+
+    bytes: int
+    minimum_onnxruntime: str
+
+
+def export_file(source: str | os.PathLike[str], destination: str | os.PathLike[str], form: str) -> Exported:
     """Write a converted model in another form, whole or not at all.
 
     Parameters
@@ -27,20 +44,21 @@ def export_file(source: str | os.PathLike[str], destination: str | os.PathLike[s
 
     Returns
     -------
-    int
-        The bytes written.
+    Exported
 
     Raises
     ------
     FgqError
-        If the model is not a converted one, or the result cannot be written.
+        If the model is not a converted one, or the result cannot be written or loaded by onnxruntime.
     """
-    refuse_same_file(source, destination)
     model = onnx_file.load(source)
+    refuse_model_files(source, model, destination)
     export(model, ExportForm(form))
     with onnx_file.staged(destination) as path:
         onnx_file.save(model, path)
-        return sum(file.stat().st_size for file in path.parent.iterdir())
+        onnxruntime_session(path, "exported model")
+        size = sum(file.stat().st_size for file in path.parent.iterdir())
+    return Exported(size, minimum_onnxruntime(model))
 
 
 def run_file(
@@ -96,6 +114,20 @@ def run_file(
     with onnx_file.staged(destination) as path:
         npz.write_arrays(path, outputs)
     return {name: list(array.shape) for name, array in outputs.items()}
+
+
+def refuse_model_files(
+    source: str | os.PathLike[str], model: ir.Model, destination: str | os.PathLike[str]
+) -> None:
+    """Refuse to write over a model or its external data.
+
+    Raises
+    ------
+    OutputError
+        If `destination` is one of the model's files.
+    """
+    for path in onnx_file.files_of(source, model):
+        refuse_same_file(path, destination)
 
 
 def refuse_same_file(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:

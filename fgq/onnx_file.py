@@ -87,6 +87,19 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
     return model
 
 
+def files_of(path: str | os.PathLike[str], model: ir.Model) -> set[Path]:
+    """Return a model's file and those of its external data.
+
+    Parameters
+    ----------
+    path : path-like
+        The file that `model` was loaded from.
+    model : onnx_ir.Model
+    """
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return {Path(path), *(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))}
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

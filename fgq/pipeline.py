@@ -35,7 +35,7 @@ from fgq.converters.sites import Site, find_sites
 from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
 from fgq.data import Source as DataSource
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
-from fgq.files import refuse_same_file
+from fgq.files import refuse_model_files
 from fgq.mmse import choose_quantizer
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
 from fgq.report import LayerReport, Report, SelfCheck
@@ -141,7 +141,7 @@ def convert_file(
     FgqError
         If the model, the data or an option cannot be used, or the result cannot be written.
     """
-    refuse_same_file(source, destination)
+    refuse_model_files(source, onnx_file.load(source), destination)
     with onnx_file.staged(destination) as path:
         return _convert(source, path, config, calibration, progress)[1]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -108,11 +107,10 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
 
 def model_bytes(source: Source, model: ir.Model) -> int:
     """Return the size of a model: of its file and external data, or of its tensors in memory."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
     if isinstance(source, ir.Model | onnx.ModelProto):
+        tensors = [value.const_value for value in model.graph.initializers.values()]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    external = {Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-    return sum(path.stat().st_size for path in {Path(source), *external})
+    return sum(path.stat().st_size for path in onnx_file.files_of(source, model))
 
 
 def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import convert
+from fgq import ConversionConfig, convert, convert_file
 from fgq.errors import DataError, OutputError
 from fgq.files import export_file, refuse_same_file, run_file
 
@@ -89,7 +89,8 @@ class TestRun:
 class TestExport:
     @pytest.mark.parametrize("form", ["int8", "inlined", "float"])
     def test_computes_the_same(self, folder, run, form):
-        assert export_file("converted.onnx", "out.onnx", form) == Path("out.onnx").stat().st_size
+        exported = export_file("converted.onnx", "out.onnx", form)
+        assert exported == (Path("out.onnx").stat().st_size, "1.17")
         assert not onnx.load("out.onnx").functions
         before, after = run("converted.onnx", FEED), run("out.onnx", FEED)
         for one, other in zip(before, after, strict=True):
@@ -105,6 +106,14 @@ class TestExport:
 
 
 class TestSameFile:
+    def test_external_data_of_the_model_are_not_written_over(self, folder):
+        model = onnx.load("float.onnx")
+        onnx.save(model, "big.onnx", save_as_external_data=True, location="big.data", size_threshold=0)
+        before = Path("big.data").read_bytes()
+        with pytest.raises(OutputError, match=r"found the same file as .*big\.data"):
+            convert_file("big.onnx", "big.data", ConversionConfig(activations="none"))
+        assert Path("big.data").read_bytes() == before
+
     def test_other_files(self, folder):
         refuse_same_file("float.onnx", "converted.onnx")
         refuse_same_file("float.onnx", "new.onnx")
