@@ -2,7 +2,7 @@
 # make test   runs the tests
 # Both make the environment .venv first; PYTHON=python3.12 make demo chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types check clean
+.PHONY: help demo test test-slow lint types check accuracy clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 NETWORK := eval/characters/data/characters.onnx
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^\.DEFAULT/q; s/^# //p' Makefile
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,6 +46,12 @@ types: .venv/dev
 	cd build/types && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
 
 check: lint types test
+
+# 50,000 test images need the fonts of eval/characters/data/FONTS.md.
+accuracy: .venv/dev
+	@mkdir -p build
+	$(BIN)/python -P -m fgq.eval.characters.render --split test --count 50000 --out build/test50000.npz
+	$(BIN)/python -P -m fgq.eval.tables --out docs/accuracy.md --images build/test50000.npz
 
 clean:
 	rm -rf .venv build

@@ -32,7 +32,9 @@ class Estimate:
 
     def percent(self, decimals: int = 1) -> str:
         """Write a proportion in percent, such as ``93.2 % [92.7, 93.7]``."""
-        value, low, high = (f"{100 * x:.{decimals}f}" for x in (self.value, self.low, self.high))
+        # Adding 0.0 makes a rounded -0.0 a 0.0.
+        rounded = (round(100 * x, decimals) + 0.0 for x in (self.value, self.low, self.high))
+        value, low, high = (f"{x:.{decimals}f}" for x in rounded)
         return f"{value} % [{low}, {high}]"
 
 
