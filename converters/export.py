@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
+from fgq.config import ExportForm
 from fgq.container import FORM_KEY, FUNCTION_DOMAIN, constant, is_unpack, unpacked
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import add_initializer, redirect, take_name
 from fgq.errors import ModelError
-
-
-class ExportForm(StrEnum):
-    """What a converted model is written as."""
-
-    INT8 = "int8"
-    """Quantize and dequantize nodes around int8 weights, for any engine that knows these."""
-    INLINED = "inlined"
-    """As packed, with the function's operators in its place."""
-    FLOAT = "float"
-    """Float operators and weights alone; the weights keep their quantized values."""
 
 
 def export(model: ir.Model, form: ExportForm) -> None:

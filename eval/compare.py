@@ -15,6 +15,7 @@ from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Source, as_batches, input_specs
 from fgq.errors import ModelError
+from fgq.quantize import decibels
 
 OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
@@ -65,12 +66,6 @@ class _Sums:
         self.power += float(c @ c)
         self.product += float(f @ c)
         self.noise += float((f - c) @ (f - c))
-
-    @property
-    def decibels(self) -> float:
-        if self.noise == 0.0:
-            return float("inf")
-        return float(10 * np.log10(self.signal / self.noise)) if self.signal else float("-inf")
 
     @property
     def cosine(self) -> float:
@@ -140,7 +135,7 @@ def compare(
             name=name,
             layer=layer,
             operator=operator,
-            signal_to_noise_db=sums[name].decibels,
+            signal_to_noise_db=decibels(sums[name].signal, sums[name].noise),
             cosine=sums[name].cosine,
         )
         for name, (layer, operator) in zip(names, places, strict=True)

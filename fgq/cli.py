@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
+from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
 
@@ -40,14 +40,6 @@ class Engine(StrEnum):
     FGQ = "fgq"
     ONNXRUNTIME = "onnxruntime"
     BOTH = "both"
-
-
-class ExportTarget(StrEnum):
-    """What a converted model is written as; the values of `fgq.converters.export.ExportForm`."""
-
-    INT8 = "int8"
-    INLINED = "inlined"
-    FLOAT = "float"
 
 
 def _show_version(wanted: bool) -> None:
@@ -286,7 +278,7 @@ def export(
         Path, typer.Argument(metavar="CONVERTED", help="A model that fgq has converted.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="File to write.")],
-    form: Annotated[ExportTarget, typer.Option(help="Plain int8, packed without a function, or float.")],
+    form: Annotated[ExportForm, typer.Option(help="Plain int8, packed without a function, or float.")],
     json: Json = False,
 ) -> None:
     """Write a converted model in another form, for other tools.
@@ -295,7 +287,7 @@ def export(
     """
     from fgq import display, files
 
-    exported = files.export_file(converted, output, form.value)
+    exported = files.export_file(converted, output, form)
     if json:
         display.print_json({"output": str(output), "form": form.value, **exported._asdict()})
     else:

@@ -36,6 +36,17 @@ class Form(StrEnum):
     INLINED = "inlined"
 
 
+class ExportForm(StrEnum):
+    """What a converted model is written as."""
+
+    INT8 = "int8"
+    """Quantize and dequantize nodes around int8 weights, for any engine that knows these."""
+    INLINED = "inlined"
+    """As packed, with the function's operators in its place."""
+    FLOAT = "float"
+    """Float operators and weights alone; the weights keep their quantized values."""
+
+
 class Misfit(StrEnum):
     """What to do with a layer whose reduction axis is no multiple of the group size."""
 

@@ -10,8 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq import npz, onnx_file
+from fgq.config import ExportForm
 from fgq.converters.compatibility import minimum_onnxruntime
-from fgq.converters.export import ExportForm, export
+from fgq.converters.export import export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
 from fgq.errors import DataError, FgqError, ModelError, OutputError
@@ -33,14 +34,15 @@ class Exported(NamedTuple):
     minimum_onnxruntime: str
 
 
-def export_file(source: str | os.PathLike[str], destination: str | os.PathLike[str], form: str) -> Exported:
+def export_file(
+    source: str | os.PathLike[str], destination: str | os.PathLike[str], form: ExportForm | str
+) -> Exported:
     """Write a converted model in another form, whole or not at all.
 
     Parameters
     ----------
     source, destination : path-like
-    form : str
-        ``int8``, ``inlined`` or ``float``, see `fgq.converters.export.ExportForm`.
+    form : ExportForm or str
 
     Returns
     -------

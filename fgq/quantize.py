@@ -170,9 +170,17 @@ def signal_to_noise_db(signal: NDArray[np.floating], approximation: NDArray[np.f
     power = float(np.sum(reference**2))
     with np.errstate(invalid="ignore"):  # infinity less infinity
         noise = float(np.sum((reference - approximation) ** 2))
+    return decibels(power, noise)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return ``10 log10(signal / noise)`` of two powers.
+
+    Infinite without noise, and minus infinity with noise but without signal.
+    """
     if noise == 0.0:
         return float("inf")
-    return float(10 * np.log10(power / noise)) if power else float("-inf")
+    return float(10 * np.log10(signal / noise)) if signal else float("-inf")
 
 
 def check_finite(what: str, values: NDArray[np.floating]) -> None:

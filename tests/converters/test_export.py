@@ -4,8 +4,8 @@ import onnx_ir as ir
 import pytest
 
 from fgq import convert
-from fgq.config import Activations, Form
-from fgq.converters.export import ExportForm, export
+from fgq.config import Activations, ExportForm, Form
+from fgq.converters.export import export
 from fgq.errors import ModelError
 
 TEXT = """(float[N,3,8,8] x) => (float y, float d) {
