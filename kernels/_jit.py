@@ -1,15 +1,13 @@
-"""How every Numba function of this package is compiled: the one home of the flags.
+"""How every Numba function of this package is compiled: the one home of the flags and of the cache.
 
 Cached
-    Compiling costs about a second a kernel, loading one from Numba's cache about ten milliseconds. The
-    cache notices a change in the file of a function and in no other, so a compiled function calls only
-    compiled functions of its own file, and what is shared between files is composed in Python.
+    Compiling costs about a second a kernel, loading one from the cache about ten milliseconds. Numba
+    alone would miss changes in the files that a function borrows from, and never find a function again
+    that closes over another one. Here the cache is stamped with the content of the whole package, and a
+    closure is known by the names and numbers in it.
 Without the interpreter lock
-    Kernels touch only arrays that they are handed or make themselves, so several Python threads may run
-    them at once, on the same prepared weights too.
-Serial
-    Of Numba's threading layers only ``workqueue`` is always there, and it ends the process when two
-    threads enter it together. A kernel therefore uses the thread that calls it and no other.
+    Kernels touch only arrays that they are handed, so several Python threads may run them at once, on the
+    same prepared weights too (:mod:`fgq.kernels.threads`).
 Exact
     No ``fastmath``: the float steps round as written, on every machine. Integers wrap modulo 2**32 in
     between, so a sum whose value fits is right whatever the order of its terms.
@@ -17,14 +15,22 @@ Exact
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
+import llvmlite
 import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.dispatcher import Dispatcher
+from numba.core.extending import _Intrinsic as Intrinsic
+
+from fgq.errors import KernelError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +43,7 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     ----------
     function : callable
         Takes NumPy arrays and integers. Callers keep to one dtype and to C order, hence one compilation.
+        It may close over integers and over other functions compiled here.
 
     Returns
     -------
@@ -49,18 +56,74 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     folder. Where none of these can be written (a read-only installation under a read-only home), a
     private folder among the temporary files takes their place, and failing that nothing is cached.
     """
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    if isinstance(compiled, Dispatcher):
+        cached = _cache_of(function)
+        if cached is not None:
+            compiled._cache = cached
+    return compiled  # type: ignore[no-any-return]
+
+
+class PackageCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of one function, out of date as soon as any file of this package changes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=source_stamp(),
+        )
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), describe_closure(self._py_func)
+
+
+def describe_closure(function: Callable[..., Any]) -> str:
+    """Return what a function closes over, in the same words in every process.
+
+    Raises
+    ------
+    KernelError
+        If it closes over something other than numbers, strings, tuples and compiled functions.
+    """
+    return repr([_describe(cell.cell_contents) for cell in function.__closure__ or ()])
+
+
+def _describe(value: Any) -> Any:
+    if value is None or isinstance(value, int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return tuple(_describe(item) for item in value)
+    if isinstance(value, Dispatcher):
+        inner = value.py_func
+        return inner.__module__, inner.__qualname__, describe_closure(inner)
+    if isinstance(value, Intrinsic):
+        return value.__module__, value.__qualname__
+    raise KernelError(
+        f"compiled function: found a {type(value).__name__} in its closure, wanted numbers and functions"
+    )
+
+
+@cache
+def source_stamp() -> str:
+    """Return a digest of every source file of this package and of the version of the code generator."""
+    digest = hashlib.sha256(llvmlite.__version__.encode())
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _cache_of(function: Callable[..., Any]) -> PackageCache | None:
     try:
-        return _compile(function, cache=True)
+        return PackageCache(function)
     except RuntimeError:  # Numba found no folder that it can write
         folder = _private_temporary_folder()
     if folder is None:
-        return _compile(function, cache=False)
+        return None
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-    return _compile(function, cache=True)
-
-
-def _compile(function: Callable[P, R], *, cache: bool) -> Callable[P, R]:
-    return cast(Callable[P, R], numba.njit(cache=cache, nogil=True, error_model="numpy")(function))
+    return PackageCache(function)
 
 
 def _private_temporary_folder() -> Path | None:

@@ -1,16 +1,23 @@
 """From int32 sums to real values or to the next layer's activations, rounded as onnxruntime rounds.
 
-    dequantize:  y  = float32(acc) * scale[m]
+    dequantize:  y  = clip(float32(acc) * scale[m]  (+ residual), lowest, highest)
     requantize:  yq = zero_point + round_half_even(clip(float32(acc) * multiplier[m],
                                                         lowest - zero_point, highest - zero_point))
 
-All steps are float32: ``float32(acc)`` rounds to nearest even (above 2**24 it is not exact), the product
-rounds once more. The second formula is that of MlasRequantizeOutput (onnxruntime,
+with ``acc = sum + bias[m]``. All steps are float32: ``float32(acc)`` rounds to nearest even (above 2**24 it
+is not exact), the product rounds once more. The second formula is that of MlasRequantizeOutput (onnxruntime,
 onnxruntime/core/mlas/lib/quantize.cpp), which ends QLinearConv and QLinearMatMul: there the clipping comes
 before the rounding, and ``multiplier = x_scale * row_scale / y_scale`` in float32.
+
+A kernel hands each tile of sums over as soon as it is done, while it is still in the nearest cache.
 """
 
 from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +27,82 @@ from fgq.kernels._jit import jit
 
 _ROUND = np.float32(1.5 * 2**23)
 """Floats near this one are 1 apart: adding it rounds |v| < 2**22 to an integer, half to even."""
+
+_SUMS, _DEQUANTIZE, _REQUANTIZE = range(3)
+
+
+class Epilogue(ABC):
+    """What becomes of a layer's sums."""
+
+    dtype: type[np.generic]
+    """Of the result."""
+
+    residual_dtype: type[np.generic] | None
+    """Of the array that is added to the result, where one is."""
+
+    @property
+    @abstractmethod
+    def integers(self) -> NDArray[np.int64]:
+        """The whole-numbered parameters for compiled code; the first says which epilogue it is."""
+
+    @abstractmethod
+    def floats(self, outputs: int) -> NDArray[np.float32]:
+        """Return the parameters per output channel, and behind them any others, for compiled code.
+
+        Raises
+        ------
+        KernelError
+            If there are not as many as output channels.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sums(Epilogue):
+    """The int32 sums themselves."""
+
+    dtype = np.int32
+    residual_dtype = None
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
+        """See :class:`Epilogue`."""
+        return np.array([_SUMS], np.int64)
+
+    def floats(self, outputs: int) -> NDArray[np.float32]:
+        """See :class:`Epilogue`."""
+        return np.empty(0, np.float32)
+
+
+@cache
+def finisher(tier: int) -> Any:
+    """Return the function that finishes a tile of sums, compiled for an instruction set.
+
+    ``finish(sums, rows, outputs, row, channel, bias, integers, floats, residual, out)`` takes the first
+    `rows` x `outputs` of `sums`, int32 [>= rows, >= outputs], which belong to rows `row`, .. and channels
+    `channel`, .. of the layer, and writes them into `out`, the bytes of an array [all rows, bias.size].
+    `residual` are the bytes of another such array, or empty.
+    """
+    return _finish
+
+
+@jit
+def _finish(
+    sums: NDArray[np.int32],
+    rows: int,
+    outputs: int,
+    row: int,
+    channel: int,
+    bias: NDArray[np.int32],
+    integers: NDArray[np.int64],
+    floats: NDArray[np.float32],
+    residual: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+) -> None:
+    whole = out.view(np.int32)
+    for r in range(rows):
+        begin = (row + r) * bias.size + channel
+        for m in range(outputs):
+            whole[begin + m] = sums[r, m] + bias[channel + m]
 
 
 def dequantize(acc: NDArray[np.int32], scale: ArrayLike) -> NDArray[np.float32]:

@@ -10,6 +10,8 @@ weights can, since 66,000 * 255 * 127 < 2**31.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -191,3 +193,87 @@ def _check_array(
         raise KernelError(
             f"{name}: found {array.dtype}{list(array.shape)}, wanted {np.dtype(dtype)}[{axes}], none empty"
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plane:
+    """One of the terms that a weight is the sum of.
+
+    Parameters
+    ----------
+    codes : ndarray of int8, shape (M, K) or (M, kh, kw, C / groups)
+        Small integers: -1..1 ternary, -4..4 two tied ternary planes, -7..7 INT4, -127..127 with alpha 1.
+    alpha : ndarray of uint8, shape (M, G) or (M, kh, kw, G)
+        Scale of each group.
+    """
+
+    codes: NDArray[np.int8]
+    alpha: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weight:
+    """The weights of a layer: ``w8[m, .., k] = sum over planes of alpha[m, .., g(k)] * code[m, .., k]``.
+
+    Parameters
+    ----------
+    planes : tuple of Plane
+        One or more, of the same shapes.
+    group : ndarray of int32, shape (K,) or (C / groups,)
+        The group of each position on the last axis: 0, .., 0, 1, .., G - 1; lengths may differ.
+    """
+
+    planes: tuple[Plane, ...]
+    group: NDArray[np.int32]
+
+    @classmethod
+    def single(cls, codes: NDArray[np.int8], alpha: NDArray[np.uint8], group: NDArray[np.int32]) -> Weight:
+        """Return a weight of one plane."""
+        return cls((Plane(codes, alpha),), group)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.planes[0].codes.shape
+
+    @property
+    def largest_code(self) -> int:
+        """Largest magnitude of a code in any plane: 1 is ternary, 4 two tied planes, 7 INT4."""
+        return max(int(np.abs(plane.codes.astype(np.int16)).max(initial=0)) for plane in self.planes)
+
+    def int8(self) -> NDArray[np.int8]:
+        """Return ``w8``.
+
+        Raises
+        ------
+        KernelError
+            If a sum is not an int8 of magnitude 127 at most.
+        """
+        total = np.zeros(self.shape, np.int32)
+        for plane in self.planes:
+            total += np.take(plane.alpha, self.group, axis=-1).astype(np.int32) * plane.codes
+        lowest, highest = int(total.min(initial=0)), int(total.max(initial=0))
+        if lowest < -127 or highest > 127:
+            raise KernelError(f"alpha * code: found {lowest}..{highest}, wanted -127..127")
+        return total.astype(np.int8)
+
+    def matrices(self, groups: int) -> list[Weight]:
+        """Return each conv group's weights as a matrix [M / groups, K], with K = kh * kw * C / groups.
+
+        K runs over kernel rows, kernel columns and input channels; each tap has scale groups of its own.
+        A matrix is returned as it is.
+        """
+        taps = int(np.prod(self.shape[1:-1], dtype=np.int64))
+        counts = self.planes[0].alpha.shape[-1]
+        steps = np.arange(taps, dtype=np.int32)[:, None]
+        group = (steps * np.int32(counts) + self.group).reshape(-1)
+        outputs = self.shape[0]
+        flat = [(plane.codes.reshape(outputs, -1), plane.alpha.reshape(outputs, -1)) for plane in self.planes]
+        made = outputs // groups
+        return [
+            Weight(
+                tuple(Plane(c[g * made : (g + 1) * made], a[g * made : (g + 1) * made]) for c, a in flat),
+                group,
+            )
+            for g in range(groups)
+        ]

@@ -1,0 +1,231 @@
+"""The one loop around every kernel: gather rows of activations, compute a tile of sums, finish it.
+
+A matrix product is a convolution with a 1 x 1 window over an image of one line, so one driver serves both::
+
+    x uint8 NHWC --gather--> panel uint8 [rows, K] --block--> sums int32 [rows, outputs] --finish--> out
+
+Output pixels are taken in blocks of rows, so that a panel stays in the cache: the columns of the whole
+image (a full im2col) never exist. A *block* function is what one kernel module provides::
+
+    block(weights, group, panel, rows, first, outputs, sums, work)
+
+        weights   tuple of arrays, as the kernel's ``prepare`` laid them out
+        group     the conv group
+        panel     uint8 [rows_step, pitch]; the first `rows` rows hold K activations each, in the order
+                  (kernel row, kernel column, input channel); the bytes behind K and behind `rows` exist and
+                  may be anything
+        first     the first output channel within the conv group, a multiple of the plan's `outputs_step`
+        outputs   how many; fewer than `outputs_step` only at the end of the conv group
+        sums      int32 [rows_step, outputs_step], to be written: sum_k w8[first + m, k] * panel[r, k]
+        work      uint8 [work_bytes], aligned to 64 bytes, for whatever the kernel needs
+
+Zero points and biases enter in the epilogue, as ``bias[m] - x_zero * sum_k w8[m, k]``. All memory is made
+before the first tile, one scratch for each thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.kernels._jit import jit
+from fgq.kernels.epilogue import Epilogue, finisher
+from fgq.kernels.gather import Geometry, gatherer
+from fgq.kernels.threads import spread
+
+ALIGNMENT = 64
+"""Bytes to which scratch and prepared weights are aligned: a cache line, and the widest register."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a kernel wants its work cut.
+
+    Parameters
+    ----------
+    rows_step : int
+        Most rows of activations in a block.
+    outputs_step : int
+        Most output channels in a block.
+    pitch : int
+        Bytes from one row of a panel to the next, K at least.
+    work_bytes : int
+        Scratch that the kernel needs beside panel and sums.
+    direct : bool
+        Whether rows of the input may be handed over as they lie, where nothing needs gathering and K equals
+        `pitch`; then no byte behind the last row may be read.
+    """
+
+    rows_step: int
+    outputs_step: int
+    pitch: int
+    work_bytes: int = 0
+    direct: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Engine:
+    """A layer's weights in the form of one kernel, with the code that runs on them.
+
+    Parameters
+    ----------
+    block : callable
+        The compiled block function.
+    tier : int
+        Index of the instruction set that it was made for.
+    weights : tuple of ndarray
+        Its weights, each array with the conv group as first axis.
+    plan : callable
+        ``plan(rows, outputs)`` returns the :class:`Plan` for that many rows and output channels of a group,
+        for one thread; the driver makes smaller blocks where several threads would stand idle.
+    """
+
+    block: Any
+    tier: int
+    weights: tuple[NDArray[Any], ...]
+    plan: Callable[[int, int], Plan]
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return an uninitialised array whose data begin at a multiple of 64 bytes."""
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + count].view(dtype).reshape(shape)
+
+
+def drive(
+    engine: Engine,
+    x: NDArray[np.uint8],
+    geometry: Geometry,
+    bias: NDArray[np.int32],
+    epilogue: Epilogue,
+    out: NDArray[Any],
+    residual: NDArray[Any] | None,
+    threads: int,
+) -> None:
+    """Run a layer.
+
+    Parameters
+    ----------
+    engine : Engine
+        The prepared weights.
+    x : ndarray of uint8, shape (B, H, W, C)
+        Activations in C order.
+    geometry : Geometry
+        How the window moves over them.
+    bias : ndarray of int32, shape (M,)
+        Added to the sums, the zero point's share included.
+    epilogue : Epilogue
+        What becomes of the sums.
+    out : ndarray, shape (B, OH, OW, M)
+        Written.
+    residual : ndarray, shape (B, OH, OW, M), or None
+        Added by the epilogue.
+    threads : int
+        How many threads to use.
+    """
+    if out.size == 0:
+        return
+    outputs = bias.size // geometry.groups
+    plan = engine.plan(geometry.rows, outputs)
+    rows_step, outputs_step = _shared(plan, geometry, outputs, threads)
+    row_blocks, output_blocks = -(-geometry.rows // rows_step), -(-outputs // outputs_step)
+    units = geometry.groups * row_blocks * output_blocks
+    threads = min(threads, units)
+
+    panel_bytes = _rounded(rows_step * plan.pitch + ALIGNMENT)
+    sums_bytes = _rounded(4 * rows_step * plan.outputs_step)
+    scratch = aligned((threads, panel_bytes + sums_bytes + _rounded(plan.work_bytes)), np.uint8)
+    cut = np.array(
+        [rows_step, outputs_step, plan.pitch, plan.direct and geometry.gapless, panel_bytes, sums_bytes,
+         row_blocks, output_blocks, outputs, plan.outputs_step],
+        np.int64,
+    )  # fmt: skip
+    run = compose(engine.tier, engine.block)
+    flat, numbers, result = x.reshape(-1), geometry.numbers, out.reshape(-1).view(np.uint8)
+    added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
+    integers, floats = epilogue.integers, epilogue.floats(bias.size)
+
+    def work(thread: int, begin: int, end: int) -> None:
+        run(
+            engine.weights, flat, numbers, cut, begin, end, scratch[thread],
+            bias, integers, floats, added, result,
+        )  # fmt: skip
+
+    spread(units, threads, work)
+
+
+def _shared(plan: Plan, geometry: Geometry, outputs: int, threads: int) -> tuple[int, int]:
+    """Cut smaller, so that each of several threads gets about four units; rows first, then outputs."""
+    rows_step, outputs_step = plan.rows_step, plan.outputs_step
+    if threads > 1:
+        wanted = 4 * threads
+        while rows_step >= 128 and geometry.groups * -(-geometry.rows // rows_step) < wanted:
+            rows_step //= 2
+            rows_step += -rows_step % 32
+    return rows_step, outputs_step
+
+
+def _rounded(count: int) -> int:
+    return count + -count % ALIGNMENT
+
+
+@cache
+def compose(tier: int, block: Any) -> Any:
+    """Return the compiled loop around one block function, for one instruction set."""
+    gather, finish = gatherer(tier), finisher(tier)
+
+    @jit
+    def run(
+        weights: Any,
+        x: NDArray[np.uint8],
+        geometry: NDArray[np.int64],
+        cut: NDArray[np.int64],
+        begin: int,
+        end: int,
+        scratch: NDArray[np.uint8],
+        bias: NDArray[np.int32],
+        integers: NDArray[np.int64],
+        floats: NDArray[np.float32],
+        residual: NDArray[np.uint8],
+        out: NDArray[np.uint8],
+    ) -> None:
+        rows_step, outputs_step, pitch = cut[0], cut[1], cut[2]
+        direct, panel_bytes, sums_bytes = cut[3] != 0, cut[4], cut[5]
+        row_blocks, output_blocks, group_outputs, widest = cut[6], cut[7], cut[8], cut[9]
+        all_rows = geometry[0]
+        gathered = scratch[: rows_step * pitch].reshape(rows_step, pitch)
+        sums = (
+            scratch[panel_bytes : panel_bytes + 4 * rows_step * widest]
+            .view(np.int32)
+            .reshape(rows_step, widest)
+        )
+        work = scratch[panel_bytes + sums_bytes :]
+        held = -1
+        for unit in range(begin, end):
+            # neighbouring units share their rows
+            place, output_block = divmod(unit, output_blocks)
+            group, row_block = divmod(place, row_blocks)
+            row = row_block * rows_step
+            rows = min(rows_step, all_rows - row)
+            first = output_block * outputs_step
+            outputs = min(outputs_step, group_outputs - first)
+            if direct and rows == rows_step:
+                panel = x[row * pitch : (row + rows) * pitch].reshape(rows_step, pitch)
+            else:
+                if place != held:
+                    gather(x, geometry, group, row, rows, gathered)
+                    held = place
+                panel = gathered
+            block(weights, group, panel, rows, first, outputs, sums, work)
+            finish(
+                sums, rows, outputs, row, group * group_outputs + first, bias, integers, floats, residual, out
+            )
+
+    return run
