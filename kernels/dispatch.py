@@ -1,35 +1,19 @@
-"""Which kernel does which layer: a table of all kernels, and one function that picks from it.
+"""Which kernel does which layer: a table of all kernels, and one pure function that picks from it.
 
-A layer is prepared once and run many times::
-
-    kernel = select_kernel(Problem(op="conv2d", ternary=True, depthwise=False), Wish.AUTO)
-    prepared = kernel.prepare(codes, alpha, group, bias, x_zero, window)
-    acc = kernel.run(prepared, x)
-
-Picking a kernel loads no compiled code; preparing the first layer does.
+Picking a kernel loads no compiled code; preparing a layer does (:mod:`fgq.kernels.layer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib import import_module
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fgq.errors import KernelError
-from fgq.kernels.weights import (
-    check_activations,
-    check_conv2d_weights,
-    check_matmul_weights,
-    check_ternary,
-)
-from fgq.kernels.window import Window
+from fgq.kernels.simd.isa import BY_NAME, InstructionSet
 
-Op = Literal["matmul", "conv2d"]
+FEW_ROWS = 8
+"""Rows of activations up to which a layer is a GEMV: reading the weights is what takes the time."""
 
 
 class Wish(StrEnum):
@@ -37,10 +21,23 @@ class Wish(StrEnum):
 
     AUTO = "auto"
     """The fastest."""
-    REFERENCE = "reference"
-    """The plain NumPy ones, which judge all others."""
     MULTIPLICATION_FREE = "multiplication-free"
-    """Only such as multiply no weight by an activation."""
+    """Only such as add and subtract activations, and multiply once per group of weights."""
+    DOT = "dot"
+    """Only such as multiply: the machine's integer dot products where it has them."""
+    REFERENCE = "reference"
+    """The plain NumPy one, which judges all others."""
+
+
+class Memory(StrEnum):
+    """How weights are held while a model runs."""
+
+    AUTO = "auto"
+    """The faster of the two."""
+    FAST = "fast"
+    """Unpacked at load, one byte a weight for dot products."""
+    COMPACT = "compact"
+    """Packed, two bits a ternary weight and a byte for each scale, and decoded as they are used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,128 +46,87 @@ class Problem:
 
     Parameters
     ----------
-    op : "matmul" or "conv2d"
-        The operation.
-    ternary : bool
-        Whether all codes are -1, 0 or 1.
+    largest_code : int
+        Largest magnitude of a code: 1 is ternary, 4 two tied ternary planes, beyond that 4 or 8 bits.
+    rows : int
+        Rows of activations, or output pixels, in one call.
     depthwise : bool
         Whether a convolution has one input channel per filter, in several conv groups.
     """
 
-    op: Op
-    ternary: bool
+    largest_code: int
+    rows: int = 64
     depthwise: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One way to do one operation.
+    """One way to do layers, for one instruction set.
 
     Parameters
     ----------
-    name : str
-        Unique; op, weights, instruction set.
-    op : "matmul" or "conv2d"
-        The operation.
     module : str
-        The module with functions ``prepare_<op>`` and ``run_<op>``.
-    ternary_only, depthwise_only : bool
-        Whether it can do no other layers.
+        The module in this package that has it.
+    isa : InstructionSet
+        What it is emitted for.
     multiplication_free : bool
         Whether it adds and subtracts activations and multiplies once per group of weights only.
+    largest_code : int
+        Largest code that it can do.
+    most_rows : int or None
+        Most rows that it is made for.
+    compact : bool
+        Whether it can decode packed weights as it goes.
+    depthwise : bool
+        Whether it does depthwise convolutions, and only those.
+    whole_layer : bool
+        Whether it runs a layer by itself: its module has ``prepare(weight, bias, x_zero, window, isa)`` and
+        ``run(prepared, x, epilogue, residual, threads)``. Others give the driver an engine.
     """
 
-    name: str
-    op: Op
     module: str
-    ternary_only: bool = False
-    depthwise_only: bool = False
+    isa: InstructionSet
     multiplication_free: bool = False
+    largest_code: int = 127
+    most_rows: int | None = None
+    compact: bool = False
+    depthwise: bool = False
+    whole_layer: bool = False
+
+    @property
+    def name(self) -> str:
+        """Module and instruction set."""
+        return self.module if self.isa.width == 0 else f"{self.module}[{self.isa.name}]"
 
     def supports(self, problem: Problem) -> bool:
         """Return whether this kernel can do such a layer."""
         return (
-            self.op == problem.op
-            and (problem.ternary or not self.ternary_only)
-            and (problem.depthwise or not self.depthwise_only)
+            problem.largest_code <= self.largest_code
+            and (self.most_rows is None or problem.rows <= self.most_rows)
+            and (problem.depthwise or not self.depthwise)
         )
 
-    def prepare(
-        self,
-        codes: NDArray[np.int8],
-        alpha: NDArray[np.uint8],
-        group: NDArray[np.int32],
-        bias: NDArray[np.int32],
-        x_zero: int,
-        window: Window | None = None,
-    ) -> Any:
-        """Check a layer's weights and bring them into the form that this kernel runs on.
+    def grants(self, wish: Wish) -> bool:
+        """Return whether this kernel is what the user asks for."""
+        if self.module == _REFERENCE or wish is Wish.REFERENCE:
+            return self.module == _REFERENCE and wish is Wish.REFERENCE
+        return wish is Wish.AUTO or self.multiplication_free == (wish is Wish.MULTIPLICATION_FREE)
 
-        Parameters
-        ----------
-        codes : ndarray of int8, shape (M, K) or (M, kh, kw, C / groups)
-            Small integers; beyond -1..1 only for kernels that are not ternary only.
-        alpha : ndarray of uint8, shape (M, G) or (M, kh, kw, G)
-            Group scales.
-        group : ndarray of int32, shape (K,) or (C / groups,)
-            The group of each position on the last axis of `codes`: 0, .., 0, 1, .., G - 1.
-        bias : ndarray of int32, shape (M,)
-            Added to the sums.
-        x_zero : int
-            Zero point of the activations, 0..255.
-        window : Window, optional
-            The geometry of a convolution, and only of a convolution.
 
-        Returns
-        -------
-        object
-            For :meth:`run`. It is never changed, so several threads may run it at once.
+_REFERENCE = "reference"
 
-        Raises
-        ------
-        KernelError
-            Naming the first argument that does not fit, what was found and what was wanted.
-        """
-        layer = codes, alpha, group, bias, x_zero
-        if (window is None) != (self.op == "matmul"):
-            raise KernelError(f"window: found {window}, wanted one for a conv2d and none for a matmul")
-        if window is None:
-            check_matmul_weights(*layer)
-        else:
-            check_conv2d_weights(*layer, window.groups)
-        if self.ternary_only:
-            check_ternary(codes)
-        if self.depthwise_only and codes.shape[-1] != 1:
-            raise KernelError(
-                f"codes: found {codes.shape[-1]} input channels per filter, wanted 1 for {self.name}"
-            )
-        prepare = getattr(import_module(self.module), f"prepare_{self.op}")
-        return prepare(*layer) if window is None else prepare(*layer, window)
 
-    def run(self, prepared: Any, x: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """Return the sums of a prepared layer.
+def _free(module: str, isa: str, **limits: int) -> Kernel:
+    """Return a multiplication-free kernel: ternary codes, or two tied planes of them."""
+    return Kernel(module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=4, **limits)
 
-        Parameters
-        ----------
-        prepared : object
-            What this kernel's :meth:`prepare` returned.
-        x : ndarray of uint8, shape (rows, K) or (B, H, W, C)
-            Activations; 4-bit ones are the values 0..15.
 
-        Returns
-        -------
-        ndarray of int32, shape (rows, M) or (B, OH, OW, M)
-            Sums.
+def _dot(module: str, isa: str, *, compact: bool = True, **limits: int) -> Kernel:
+    return Kernel(module=module, isa=BY_NAME[isa], compact=compact, **limits)
 
-        Raises
-        ------
-        KernelError
-            If the activations do not fit the weights.
-        """
-        check_activations(x, 2 if self.op == "matmul" else 4, prepared.channels)
-        run = getattr(import_module(self.module), f"run_{self.op}")
-        acc: NDArray[np.int32] = run(prepared, np.require(x, requirements=["C", "W"]))
-        return acc
+
+def _depthwise(isa: str) -> Kernel:
+    return Kernel(module="conv2d_depthwise", isa=BY_NAME[isa], depthwise=True, whole_layer=True)
 
 
 def build_table(kernels: Iterable[Kernel]) -> dict[str, Kernel]:
@@ -191,61 +147,76 @@ def build_table(kernels: Iterable[Kernel]) -> dict[str, Kernel]:
 
 KERNELS = build_table(
     [
-        # The first kernel that can do a layer and meets the wish is taken.
+        # The first that the machine has, that can do the layer and grants the wish is taken.
         # Depthwise layers come first: a reduction of a few taps has nothing to save by adding in groups.
-        Kernel(
-            name="conv2d_depthwise_int8_portable",
-            op="conv2d",
-            module="fgq.kernels.conv2d_depthwise_int8_portable",
-            depthwise_only=True,
-        ),
-        # Ternary layers by addition: twice as fast as multiplying at N=64, about as fast at N=4.
-        Kernel(
-            name="matmul_ternary_portable",
-            op="matmul",
-            module="fgq.kernels.matmul_ternary_portable",
-            ternary_only=True,
-            multiplication_free=True,
-        ),
-        Kernel(
-            name="conv2d_ternary_portable",
-            op="conv2d",
-            module="fgq.kernels.conv2d_ternary_portable",
-            ternary_only=True,
-            multiplication_free=True,
-        ),
-        # These can do any layer on any processor.
-        Kernel(name="matmul_int8_portable", op="matmul", module="fgq.kernels.matmul_int8_portable"),
-        Kernel(name="conv2d_int8_portable", op="conv2d", module="fgq.kernels.conv2d_int8_portable"),
+        _depthwise("avx512"),
+        _depthwise("avx2"),
+        _depthwise("portable"),
+        # Few rows: the time goes into reading the weights, so packed ones win whatever is done with them.
+        _dot("gemv_dot", "avx512vnni", most_rows=FEW_ROWS),
+        _dot("gemv_dot", "avxvnni", most_rows=FEW_ROWS),
+        _free("gemv_ternary_permute", "avx512vbmi", most_rows=FEW_ROWS),
+        _free("gemv_ternary_permute", "avx512", most_rows=FEW_ROWS),
+        _free("gemv_ternary_permute", "avx2", most_rows=FEW_ROWS),
+        _dot("gemv_dot", "avx512", most_rows=FEW_ROWS),
+        _dot("gemv_dot", "avx2", most_rows=FEW_ROWS),
+        # Many rows: tiles, then dot products; additions where the machine has neither.
+        _dot("gemm_amx", "amx"),
+        _dot("gemm_dot", "avx512vnni"),
+        _dot("gemm_dot", "avxvnni"),
+        _free("gemm_ternary_tables", "avx512"),
+        _free("gemm_ternary_tables", "avx2"),
+        _dot("gemm_dot", "avx512"),
+        _dot("gemm_dot", "avx2"),
+        # Any processor.
+        _free("gemm_ternary_portable", "portable"),
+        _dot("gemm_int8_portable", "portable", compact=False),
         # Taken only where it is asked for.
-        Kernel(name="matmul_reference", op="matmul", module="fgq.kernels.reference"),
-        Kernel(name="conv2d_reference", op="conv2d", module="fgq.kernels.reference"),
+        Kernel(module=_REFERENCE, isa=BY_NAME["portable"], whole_layer=True),
     ]
 )
 """All kernels by name, in order of preference."""
 
 
-def select_kernel(problem: Problem, wish: Wish) -> Kernel:
+def select_kernel(
+    problem: Problem, machine: Sequence[InstructionSet], wish: Wish = Wish.AUTO, tier: str | None = None
+) -> Kernel:
     """Return the preferred kernel for a layer; the same arguments give the same kernel.
 
     Parameters
     ----------
     problem : Problem
         The layer.
+    machine : sequence of InstructionSet
+        What the machine has (:func:`fgq.kernels.simd.isa.available`).
     wish : Wish
         What the user asks for.
+    tier : str, optional
+        The instruction set that the user insists on.
 
     Raises
     ------
     KernelError
-        If no kernel meets the wish: 8-bit weights cannot be added without multiplying.
+        If no kernel meets the wish, saying which would.
     """
-    if wish is Wish.REFERENCE:
-        return KERNELS[f"{problem.op}_reference"]
+    if tier is not None and tier not in BY_NAME:
+        raise KernelError(f"tier: found {tier!r}, wanted one of {', '.join(BY_NAME)}")
+    if tier is not None and tier not in {isa.name for isa in machine}:
+        raise KernelError(
+            f"tier: found {tier}, which this machine lacks, wanted one of "
+            f"{', '.join(isa.name for isa in machine)}"
+        )
     for kernel in KERNELS.values():
-        if kernel.supports(problem) and (kernel.multiplication_free or wish is Wish.AUTO):
+        if (
+            kernel.isa in machine
+            and (tier is None or kernel.isa.name == tier or kernel.module == _REFERENCE)
+            and kernel.supports(problem)
+            and kernel.grants(wish)
+        ):
             return kernel
+    weights = "ternary" if problem.largest_code == 1 else f"codes up to {problem.largest_code} as"
+    asked = wish.value if tier is None else f"{wish.value} on {tier}"
     raise KernelError(
-        f"kernel: found the wish {wish.value} for a {problem.op} with 8-bit weights, wanted ternary weights; "
-        f"ask for {Wish.AUTO.value} or quantize the layer to ternary"
+        f"kernel: found the wish {asked} for a layer of {weights} weights and {problem.rows} rows, which no "
+        f"kernel meets, wanted {Wish.AUTO.value}, another tier, or weights of codes -4..4"
     )

@@ -1,4 +1,4 @@
-"""The reference kernels: plain NumPy, exact, and the judge of all others.
+"""The reference kernel: plain NumPy, exact, and the judge of all others.
 
 Why float64 gives the integers: weights are integers of magnitude 127 at most and ``x - x_zero`` integers
 of magnitude 255 at most, so a product is an integer below 2**15, and any partial sum of K <= 66,000
@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.kernels.weights import int8_weights
+from fgq.kernels.epilogue import Epilogue, finisher
+from fgq.kernels.simd.isa import InstructionSet, available, index_of
+from fgq.kernels.weights import Weight
 from fgq.kernels.window import Window
 
 _BLOCK_BYTES = 1 << 24
@@ -23,65 +26,54 @@ _BLOCK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ReferenceMatmul:
-    """A prepared matrix product: float64 weights [K, M] and what is added to the sums."""
+class Reference:
+    """A prepared layer.
+
+    Parameters
+    ----------
+    weights : ndarray of float64, shape (groups, K, M / groups)
+        ``w8``, with K = kh * kw * C / groups.
+    bias : ndarray of int32, shape (M,)
+        Added to the sums.
+    x_zero : int
+        Zero point of the activations.
+    taps : tuple of int
+        Kernel rows and columns.
+    window : Window
+        The geometry; that of a matrix product is the plain one.
+    """
 
     weights: NDArray[np.float64]
     bias: NDArray[np.int32]
     x_zero: int
-    channels: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReferenceConv2d:
-    """A prepared convolution: float64 weights [groups, kh * kw * C / groups, M / groups]."""
-
-    weights: NDArray[np.float64]
-    bias: NDArray[np.int32]
-    x_zero: int
-    channels: int
-    kernel: tuple[int, int]
+    taps: tuple[int, int]
     window: Window
 
 
-def prepare_matmul(
-    codes: NDArray[np.int8],
-    alpha: NDArray[np.uint8],
-    group: NDArray[np.int32],
-    bias: NDArray[np.int32],
-    x_zero: int,
-) -> ReferenceMatmul:
-    """Unpack the weights; arguments as in :func:`fgq.kernels.weights.check_matmul_weights`."""
-    weights = int8_weights(codes, alpha, group).T.astype(np.float64)
-    return ReferenceMatmul(weights, bias, x_zero, codes.shape[1])
+def prepare(
+    weight: Weight, bias: NDArray[np.int32], x_zero: int, window: Window | None, isa: InstructionSet | None = None
+) -> Reference:
+    """Unpack the weights; arguments as in :func:`fgq.kernels.weights.check_weights`."""
+    taps = (1, 1) if window is None else (weight.shape[1], weight.shape[2])
+    window = window or Window()
+    by_group = weight.int8().reshape(window.groups, weight.shape[0] // window.groups, -1)
+    return Reference(by_group.transpose(0, 2, 1).astype(np.float64), bias, x_zero, taps, window)
 
 
-def run_matmul(prepared: ReferenceMatmul, x: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Multiply activations uint8 [rows, K] into sums int32 [rows, M]."""
-    acc = np.empty((x.shape[0], prepared.bias.size), np.int32)
-    for rows in _blocks(x.shape[0], x.shape[1]):
-        acc[rows] = _sums(x[rows], prepared.weights, prepared.x_zero) + prepared.bias
-    return acc
+def run(
+    prepared: Reference,
+    x: NDArray[np.uint8],
+    epilogue: Epilogue,
+    residual: NDArray[Any] | None = None,
+    threads: int = 1,
+) -> NDArray[Any]:
+    """Run a layer on activations uint8 NHWC [B, H, W, C], in the calling thread."""
+    return apply(sums(prepared, x), epilogue, residual)
 
 
-def prepare_conv2d(
-    codes: NDArray[np.int8],
-    alpha: NDArray[np.uint8],
-    group: NDArray[np.int32],
-    bias: NDArray[np.int32],
-    x_zero: int,
-    window: Window,
-) -> ReferenceConv2d:
-    """Unpack the weights; arguments as in :func:`fgq.kernels.weights.check_conv2d_weights`."""
-    outputs, height, width, channels = codes.shape
-    by_group = int8_weights(codes, alpha, group).reshape(window.groups, outputs // window.groups, -1)
-    weights = by_group.transpose(0, 2, 1).astype(np.float64)
-    return ReferenceConv2d(weights, bias, x_zero, channels * window.groups, (height, width), window)
-
-
-def run_conv2d(prepared: ReferenceConv2d, x: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Convolve activations uint8 NHWC [B, H, W, C] into sums int32 NHWC [B, OH, OW, M]."""
-    window, kernel = prepared.window, prepared.kernel
+def sums(prepared: Reference, x: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Return int32 sums NHWC [B, OH, OW, M] for activations uint8 NHWC [B, H, W, C]."""
+    window, kernel = prepared.window, prepared.taps
     top, left, bottom, right = window.pads
     size = window.output_size(x.shape[1], x.shape[2], kernel)
     image = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=prepared.x_zero)
@@ -93,20 +85,39 @@ def run_conv2d(prepared: ReferenceConv2d, x: NDArray[np.uint8]) -> NDArray[np.in
     ]
 
     acc = np.empty((x.shape[0], *size, prepared.bias.size), np.int32)
-    inputs, outputs = prepared.channels // window.groups, prepared.bias.size // window.groups
+    inputs, outputs = x.shape[3] // window.groups, prepared.bias.size // window.groups
     for batch in range(x.shape[0]):
         for rows in _blocks(size[0], size[1] * inputs * kernel[0] * kernel[1]):
             for index, weights in enumerate(prepared.weights):
                 seen = taps[batch, rows, :, index * inputs : (index + 1) * inputs]
                 columns = seen.transpose(0, 1, 3, 4, 2).reshape(-1, weights.shape[0])
-                sums = _sums(columns, weights, prepared.x_zero)
+                made_sums = ((columns.astype(np.float64) - prepared.x_zero) @ weights).astype(np.int64)
                 made = slice(index * outputs, (index + 1) * outputs)
-                acc[batch, rows, :, made] = sums.reshape(-1, size[1], outputs) + prepared.bias[made]
+                acc[batch, rows, :, made] = made_sums.reshape(-1, size[1], outputs) + prepared.bias[made]
     return acc
 
 
-def _sums(x: NDArray[np.uint8], weights: NDArray[np.float64], x_zero: int) -> NDArray[np.int64]:
-    return ((x.astype(np.float64) - x_zero) @ weights).astype(np.int64)
+def apply(acc: NDArray[np.int32], epilogue: Epilogue, residual: NDArray[Any] | None) -> NDArray[Any]:
+    """Finish whole sums at once, for a kernel that does not do so tile by tile.
+
+    Parameters
+    ----------
+    acc : ndarray of int32, shape (.., M)
+        Sums, the bias included.
+    epilogue : Epilogue
+        What becomes of them.
+    residual : ndarray, shape (.., M), or None
+        Added by the epilogue.
+    """
+    outputs = acc.shape[-1]
+    out = np.empty(acc.shape, epilogue.dtype)
+    rows = acc.reshape(-1, outputs)
+    added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
+    finisher(index_of(available()[-1]))(
+        rows, len(rows), outputs, 0, 0, np.zeros(outputs, np.int32), epilogue.integers,
+        epilogue.floats(outputs), added, out.reshape(-1).view(np.uint8),
+    )  # fmt: skip
+    return out
 
 
 def _blocks(count: int, length: int) -> Iterator[slice]:
@@ -114,3 +125,19 @@ def _blocks(count: int, length: int) -> Iterator[slice]:
     step = max(1, _BLOCK_BYTES // (8 * length))
     for start in range(0, count, step):
         yield slice(start, start + step)
+
+
+def prepare_matmul(codes, alpha, group, bias, x_zero):  # type: ignore[no-untyped-def] # noqa: D103
+    return prepare(Weight.single(codes, alpha, group), bias, x_zero, None)
+
+
+def run_matmul(prepared, x):  # type: ignore[no-untyped-def] # noqa: D103
+    return sums(prepared, x[None, :, None, :])[0, :, 0, :]
+
+
+def prepare_conv2d(codes, alpha, group, bias, x_zero, window):  # type: ignore[no-untyped-def] # noqa: D103
+    return prepare(Weight.single(codes, alpha, group), bias, x_zero, window)
+
+
+def run_conv2d(prepared, x):  # type: ignore[no-untyped-def] # noqa: D103
+    return sums(prepared, x)

@@ -1,0 +1,266 @@
+"""A layer made ready to run: weights checked and brought into the form of a kernel, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.errors import KernelError
+from fgq.kernels.dispatch import FEW_ROWS, Kernel, Memory, Problem, Wish, select_kernel
+from fgq.kernels.driver import Engine, drive
+from fgq.kernels.epilogue import Epilogue, Sums
+from fgq.kernels.gather import Geometry
+from fgq.kernels.simd.isa import available
+from fgq.kernels.weights import Weight, check_activations, check_weights, zero_point_bias
+from fgq.kernels.window import Window
+
+MANY_ROWS = 64
+"""Stands for any number of rows beyond a GEMV's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the user asks of the kernels.
+
+    Parameters
+    ----------
+    kernel : Wish
+        Which kinds of kernels.
+    tier : str or None
+        The instruction set, None for the best.
+    memory : Memory
+        How the weights are held.
+    """
+
+    kernel: Wish = Wish.AUTO
+    tier: str | None = None
+    memory: Memory = Memory.AUTO
+
+    @classmethod
+    def read(cls, kernel: str, tier: str | None, memory: str) -> Wishes:
+        """Read the wishes from their names.
+
+        Raises
+        ------
+        KernelError
+            If there is no such name.
+        """
+        if kernel not in list(Wish):
+            raise KernelError(f"kernel: found {kernel!r}, wanted one of {', '.join(Wish)}")
+        if memory not in list(Memory):
+            raise KernelError(f"memory: found {memory!r}, wanted one of {', '.join(Memory)}")
+        return cls(kernel=Wish(kernel), tier=tier, memory=Memory(memory))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A layer in the form of one kernel.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The kernel.
+    memory : Memory
+        How it holds the weights.
+    content : object
+        An :class:`~fgq.kernels.driver.Engine`, or what the kernel's own ``run`` takes.
+    resident_bytes : int
+        Memory that its weights take.
+    """
+
+    kernel: Kernel
+    memory: Memory
+    content: Any
+    resident_bytes: int
+
+
+class Layer:
+    """A matrix product or convolution on quantized activations, ready to run.
+
+    Calling it gives ``acc[.., m] = sum_k w8[m, k] * (x[.., k] - x_zero) + bias[m]``, or what an epilogue
+    makes of it. Several threads may call it at once. A layer may use one kernel for few rows and another for
+    many; each is prepared when it is first needed.
+
+    Parameters
+    ----------
+    weight : Weight
+        Codes int8 [M, K], or [M, kh, kw, C / groups] for a convolution, and their scales.
+    window : Window or None
+        The geometry of a convolution, None for a matrix product.
+    x_zero : int
+        Zero point of the activations, 0..255.
+    bias : ndarray of int32, shape (M,), or None
+        Added to the sums.
+    activation_bits : int
+        8, or 4 where all activations are 0..15; larger ones then give wrong sums.
+    wishes : Wishes
+        What the user asks for.
+
+    Raises
+    ------
+    KernelError
+        If an argument does not fit, or no kernel meets the wishes.
+    """
+
+    def __init__(
+        self,
+        weight: Weight,
+        *,
+        window: Window | None = None,
+        x_zero: int = 0,
+        bias: NDArray[np.int32] | None = None,
+        activation_bits: int = 8,
+        wishes: Wishes = Wishes(),  # noqa: B008 - frozen
+    ) -> None:
+        if activation_bits not in (4, 8):
+            raise KernelError(f"activation_bits: found {activation_bits}, wanted 4 or 8")
+        if bias is None:
+            bias = np.zeros(weight.shape[:1], np.int32)
+        check_weights(weight, bias, x_zero, window)
+        self.weight, self.window, self.x_zero, self.bias = weight, window, x_zero, bias
+        self.activation_bits, self.wishes = activation_bits, wishes
+        self._largest_code = weight.largest_code
+        self._folded_bias = zero_point_bias(weight, bias, x_zero)
+        self._prepared: dict[Kernel, Prepared] = {}
+        self._lock = Lock()
+        self.kernel(MANY_ROWS)  # an impossible wish is told now
+
+    @property
+    def outputs(self) -> int:
+        """Output channels, M."""
+        return self.weight.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Input channels: K of a matrix product, C of a convolution."""
+        return self.weight.shape[-1] * (1 if self.window is None else self.window.groups)
+
+    def kernel(self, rows: int = MANY_ROWS) -> Kernel:
+        """Return the kernel that runs a call with so many rows of activations, or output pixels.
+
+        Raises
+        ------
+        KernelError
+            If no kernel meets the wishes.
+        """
+        problem = Problem(
+            largest_code=self._largest_code,
+            rows=min(rows, MANY_ROWS),
+            depthwise=self.window is not None and self.window.groups > 1 and self.weight.shape[-1] == 1,
+        )
+        return select_kernel(problem, available(), self.wishes.kernel, self.wishes.tier)
+
+    def prepare(self, rows: int = MANY_ROWS) -> Prepared:
+        """Bring the weights into the form of the kernel for so many rows, unless they already are.
+
+        Raises
+        ------
+        KernelError
+            If no kernel meets the wishes.
+        """
+        kernel = self.kernel(rows)
+        with self._lock:
+            if kernel not in self._prepared:
+                self._prepared[kernel] = self._prepare(kernel)
+            return self._prepared[kernel]
+
+    def __call__(
+        self,
+        x: NDArray[np.uint8],
+        *,
+        epilogue: Epilogue | None = None,
+        residual: NDArray[Any] | None = None,
+        threads: int = 1,
+    ) -> NDArray[Any]:
+        """Run the layer.
+
+        Parameters
+        ----------
+        x : ndarray of uint8, shape (rows, K) or (B, H, W, C)
+            Activations; 4-bit ones are the values 0..15.
+        epilogue : Epilogue, optional
+            What becomes of the sums; the int32 sums themselves without one.
+        residual : ndarray, shape of the result, optional
+            What the epilogue adds, of its ``residual_dtype``.
+        threads : int
+            How many threads to use; the integers are the same for any number.
+
+        Returns
+        -------
+        ndarray, shape (rows, M) or (B, OH, OW, M)
+            Of the epilogue's dtype.
+
+        Raises
+        ------
+        KernelError
+            If an array does not fit.
+        """
+        epilogue = Sums() if epilogue is None else epilogue
+        check_activations(x, 2 if self.window is None else 4, self.inputs)
+        if threads < 1:
+            raise KernelError(f"threads: found {threads}, wanted at least 1")
+        x = np.require(x, requirements=["C", "W"])
+        image = x.reshape(1, -1, 1, self.inputs) if self.window is None else x
+        taps = (1, 1) if self.window is None else (self.weight.shape[1], self.weight.shape[2])
+        geometry = Geometry.of(image.shape, taps, self.window or Window(), self.x_zero)
+        shape = (geometry.images, *geometry.size, self.outputs)
+        result = shape[1::2] if self.window is None else shape
+        if (residual is None) != (epilogue.residual_dtype is None) or (
+            residual is not None and (residual.dtype != epilogue.residual_dtype or residual.shape != result)
+        ):
+            found = "none" if residual is None else f"{residual.dtype}{list(residual.shape)}"
+            dtype = epilogue.residual_dtype
+            wanted = "none" if dtype is None else f"{np.dtype(dtype)}{list(result)}"
+            raise KernelError(f"residual: found {found}, wanted {wanted}")
+        if residual is not None:
+            residual = np.require(residual, requirements=["C", "W"])
+        prepared = self.prepare(geometry.rows)
+        if isinstance(prepared.content, Engine):
+            out = np.empty(shape, epilogue.dtype)
+            drive(prepared.content, image, geometry, self._folded_bias, epilogue, out, residual, threads)
+        else:
+            module = import_module(f"fgq.kernels.{prepared.kernel.module}")
+            out = module.run(prepared.content, image, epilogue, residual, threads)
+        return out.reshape(result)
+
+    def _prepare(self, kernel: Kernel) -> Prepared:
+        module = import_module(f"fgq.kernels.{kernel.module}")
+        if kernel.whole_layer:
+            content = module.prepare(self.weight, self.bias, self.x_zero, self.window, kernel.isa)
+            return Prepared(kernel, Memory.FAST, content, self.weight.planes[0].codes.size)
+        matrices = self.weight.matrices(1 if self.window is None else self.window.groups)
+        memory = self._memory(kernel, matrices[0])
+        options: dict[str, Any] = {}
+        if kernel.compact:
+            options["compact"] = memory is Memory.COMPACT
+        if kernel.multiplication_free and kernel.isa.width:
+            options["activation_bits"] = self.activation_bits
+        engine = module.prepare(matrices, kernel.isa, **options)
+        return Prepared(kernel, memory, engine, sum(array.nbytes for array in engine.weights))
+
+    def _memory(self, kernel: Kernel, matrix: Weight) -> Memory:
+        """Return how a kernel holds the weights.
+
+        Raises
+        ------
+        KernelError
+            If they cannot be packed as the user asks.
+        """
+        if kernel.multiplication_free:
+            return Memory.COMPACT
+        possible = kernel.compact and self._largest_code <= 7 and not (matrix.starts % 4).any()
+        if self.wishes.memory is Memory.COMPACT and not possible:
+            raise KernelError(
+                f"memory: found codes up to {self._largest_code} in groups that begin at "
+                f"{', '.join(map(str, matrix.starts[:4]))}, ..; wanted codes up to 7 and multiples of 4 for "
+                f"{Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
+            )
+        if self.wishes.memory is Memory.AUTO:
+            # a GEMV waits for its weights, so the fewer bytes the better
+            return Memory.COMPACT if possible and kernel.most_rows is not None else Memory.FAST
+        return self.wishes.memory
