@@ -15,6 +15,9 @@ from fgq.kernels.simd.isa import BY_NAME, InstructionSet
 FEW_ROWS = 8
 """Rows of activations up to which a layer is a GEMV: reading the weights is what takes the time."""
 
+MOST_ADDED = 4
+"""Largest code that can be done by additions: two tied ternary planes, 3 * t1 + t2."""
+
 
 class Wish(StrEnum):
     """What the user asks of the kernels."""
@@ -118,7 +121,7 @@ _REFERENCE = "reference"
 
 def _free(module: str, isa: str, **limits: int) -> Kernel:
     """Return a multiplication-free kernel: ternary codes, or two tied planes of them."""
-    return Kernel(module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=4, **limits)
+    return Kernel(module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=MOST_ADDED, **limits)
 
 
 def _dot(module: str, isa: str, *, compact: bool = True, **limits: int) -> Kernel:

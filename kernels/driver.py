@@ -150,12 +150,12 @@ def drive(
     run = compose(engine.tier, engine.block)
     flat, numbers, result = x.reshape(-1), geometry.numbers, out.reshape(-1).view(np.uint8)
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
-    integers, floats = epilogue.integers, epilogue.floats(bias.size)
+    integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
 
     def work(thread: int, begin: int, end: int) -> None:
         run(
             engine.weights, flat, numbers, cut, begin, end, scratch[thread],
-            bias, integers, floats, added, result,
+            bias, integers, factors, floats, added, result,
         )  # fmt: skip
 
     spread(units, threads, work)
@@ -192,6 +192,7 @@ def compose(tier: int, block: Any) -> Any:
         scratch: NDArray[np.uint8],
         bias: NDArray[np.int32],
         integers: NDArray[np.int64],
+        factors: NDArray[np.float32],
         floats: NDArray[np.float32],
         residual: NDArray[np.uint8],
         out: NDArray[np.uint8],
@@ -225,7 +226,17 @@ def compose(tier: int, block: Any) -> Any:
                 panel = gathered
             block(weights, group, panel, rows, first, outputs, sums, work)
             finish(
-                sums, rows, outputs, row, group * group_outputs + first, bias, integers, floats, residual, out
+                sums,
+                rows,
+                outputs,
+                row,
+                group * group_outputs + first,
+                bias,
+                integers,
+                factors,
+                floats,
+                residual,
+                out,
             )
 
     return run

@@ -1,13 +1,17 @@
 """From int32 sums to real values or to the next layer's activations, rounded as onnxruntime rounds.
 
-    dequantize:  y  = clip(float32(acc) * scale[m]  (+ residual), lowest, highest)
+    dequantize:  y  = clip(float32(acc) * scale[m]  (+ residual),  lowest, highest)
     requantize:  yq = zero_point + round_half_even(clip(float32(acc) * multiplier[m],
                                                         lowest - zero_point, highest - zero_point))
+    add:         yq = clip(round_half_even(fma(ra, a, fma(rb, b, z - fma(ra, za, rb * zb)))), lowest, highest)
+                 with ra = a_scale / y_scale, rb = b_scale / y_scale
 
-with ``acc = sum + bias[m]``. All steps are float32: ``float32(acc)`` rounds to nearest even (above 2**24 it
-is not exact), the product rounds once more. The second formula is that of MlasRequantizeOutput (onnxruntime,
-onnxruntime/core/mlas/lib/quantize.cpp), which ends QLinearConv and QLinearMatMul: there the clipping comes
-before the rounding, and ``multiplier = x_scale * row_scale / y_scale`` in float32.
+``acc`` is a sum and its bias. All steps are float32: ``float32(acc)`` rounds to nearest even (above 2**24
+it is not exact), the product rounds once more. The second formula is that of MlasRequantizeOutput
+(onnxruntime, onnxruntime/core/mlas/lib/quantize.cpp), which ends QLinearConv and QLinearMatMul: there the
+clipping comes before the rounding, and ``multiplier = x_scale * row_scale / y_scale`` in float32. The third
+is that of QLinearAdd as onnxruntime's x86-64 build computes it with fused multiply-adds (mlas/lib/qladd.cpp);
+here `a` is the result of the second, which never leaves its register.
 
 A kernel hands each tile of sums over as soon as it is done, while it is still in the nearest cache.
 """
@@ -24,11 +28,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, f32, i8, i32
+from fgq.kernels.simd.isa import INSTRUCTION_SETS
 
 _ROUND = np.float32(1.5 * 2**23)
 """Floats near this one are 1 apart: adding it rounds |v| < 2**22 to an integer, half to even."""
 
-_SUMS, _DEQUANTIZE, _REQUANTIZE = range(3)
+_SUMS, _DEQUANTIZE, _REQUANTIZE, _ADD = range(4)
+
+_NO_FLOATS = np.empty(0, np.float32)
 
 
 class Epilogue(ABC):
@@ -37,23 +45,31 @@ class Epilogue(ABC):
     dtype: type[np.generic]
     """Of the result."""
 
-    residual_dtype: type[np.generic] | None
-    """Of the array that is added to the result, where one is."""
+    residual_dtype: type[np.generic] | None = None
+    """Of the array that may be added to the result."""
+
+    needs_residual: bool = False
+    """Whether there must be such an array."""
 
     @property
     @abstractmethod
     def integers(self) -> NDArray[np.int64]:
         """The whole-numbered parameters for compiled code; the first says which epilogue it is."""
 
-    @abstractmethod
-    def floats(self, outputs: int) -> NDArray[np.float32]:
-        """Return the parameters per output channel, and behind them any others, for compiled code.
+    def factors(self, outputs: int) -> NDArray[np.float32]:
+        """Return the factor of each output channel.
 
         Raises
         ------
         KernelError
             If there are not as many as output channels.
         """
+        return _NO_FLOATS
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        """The parameters that all output channels share, for compiled code."""
+        return _NO_FLOATS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,28 +77,335 @@ class Sums(Epilogue):
     """The int32 sums themselves."""
 
     dtype = np.int32
-    residual_dtype = None
 
     @property
     def integers(self) -> NDArray[np.int64]:
         """See :class:`Epilogue`."""
         return np.array([_SUMS], np.int64)
 
-    def floats(self, outputs: int) -> NDArray[np.float32]:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dequantize(Epilogue):
+    """Real values, ``clip(float32(acc) * scale[m] + residual, lowest, highest)``.
+
+    Parameters
+    ----------
+    scale : array_like of float32, shape (M,) or ()
+        ``x_scale * row_scale`` per output channel.
+    lowest, highest : float
+        Range of the result: ReLU has ``lowest = 0``.
+    """
+
+    scale: ArrayLike
+    lowest: float = -np.inf
+    highest: float = np.inf
+
+    dtype = np.float32
+    residual_dtype = np.float32
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
         """See :class:`Epilogue`."""
-        return np.empty(0, np.float32)
+        return np.array([_DEQUANTIZE], np.int64)
+
+    def factors(self, outputs: int) -> NDArray[np.float32]:
+        """See :class:`Epilogue`."""
+        return _per_output("scale", self.scale, outputs)
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        """See :class:`Epilogue`."""
+        return np.array([self.lowest, self.highest], np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizedAdd:
+    """The sum of two quantized tensors, as onnxruntime's QLinearAdd gives it.
+
+    Parameters
+    ----------
+    scale, zero_point : float, int
+        Of the layer's own result, which the requantization makes.
+    residual_scale, residual_zero_point : float, int
+        Of the uint8 array that is added.
+    sum_scale, sum_zero_point : float, int
+        Of the sum.
+    lowest, highest : int
+        Range of the sum within 0..255; ReLU has ``lowest = sum_zero_point``.
+    """
+
+    scale: float
+    zero_point: int
+    residual_scale: float
+    residual_zero_point: int
+    sum_scale: float
+    sum_zero_point: int
+    lowest: int = 0
+    highest: int = 255
+
+    def __post_init__(self) -> None:
+        for zero in (self.zero_point, self.residual_zero_point, self.sum_zero_point):
+            _check_range(self.lowest, self.highest, zero)
+        for scale in (self.scale, self.residual_scale, self.sum_scale):
+            if not 0 < scale < np.inf:
+                raise KernelError(f"scale: found {scale}, wanted a positive number")
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        """Factor of the own result, factor of the residual, and what is added, float32 [3]."""
+        own, other = (
+            np.float32(scale) / np.float32(self.sum_scale) for scale in (self.scale, self.residual_scale)
+        )
+        # in float64 a product of two float32 is exact, so this rounds as a fused multiply-add does
+        shift = np.float32(
+            np.float64(own) * self.zero_point + np.float64(other * np.float32(self.residual_zero_point))
+        )
+        return np.array([own, other, np.float32(self.sum_zero_point) - shift], np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requantize(Epilogue):
+    """The next layer's activations.
+
+    Parameters
+    ----------
+    multiplier : array_like of float32, shape (M,) or ()
+        ``x_scale * row_scale / y_scale`` per output channel.
+    zero_point : int
+        The integer that means 0.0 in the result, 0..255.
+    lowest, highest : int
+        Range of the result within 0..255: 15 is the highest 4-bit activation, and ReLU has
+        ``lowest = zero_point``.
+    add : QuantizedAdd, optional
+        The addition of another uint8 tensor that follows.
+
+    Raises
+    ------
+    KernelError
+        If the range is not within 0..255.
+    """
+
+    multiplier: ArrayLike
+    zero_point: int
+    lowest: int = 0
+    highest: int = 255
+    add: QuantizedAdd | None = None
+
+    dtype = np.uint8
+
+    def __post_init__(self) -> None:
+        _check_range(self.lowest, self.highest, self.zero_point)
+
+    @property
+    def residual_dtype(self) -> type[np.generic] | None:  # type: ignore[override]
+        """See :class:`Epilogue`."""
+        return None if self.add is None else np.uint8
+
+    @property
+    def needs_residual(self) -> bool:  # type: ignore[override]
+        """See :class:`Epilogue`."""
+        return self.add is not None
+
+    @property
+    def integers(self) -> NDArray[np.int64]:
+        """See :class:`Epilogue`."""
+        own = self.zero_point, self.lowest - self.zero_point, self.highest - self.zero_point
+        if self.add is None:
+            return np.array([_REQUANTIZE, *own], np.int64)
+        return np.array([_ADD, *own, self.add.lowest, self.add.highest], np.int64)
+
+    def factors(self, outputs: int) -> NDArray[np.float32]:
+        """See :class:`Epilogue`."""
+        return _per_output("multiplier", self.multiplier, outputs)
+
+    @property
+    def floats(self) -> NDArray[np.float32]:
+        """See :class:`Epilogue`."""
+        return _NO_FLOATS if self.add is None else self.add.floats
+
+
+def _check_range(lowest: int, highest: int, zero_point: int) -> None:
+    if not (0 <= lowest <= highest <= 255 and 0 <= zero_point <= 255):
+        raise KernelError(
+            f"activations: found range {lowest}..{highest} and zero point {zero_point}, wanted them in 0..255"
+        )
+
+
+def _per_output(name: str, given: ArrayLike, outputs: int) -> NDArray[np.float32]:
+    factors = np.asarray(given)
+    if factors.dtype != np.float32 or factors.shape not in ((), (outputs,)):
+        raise KernelError(
+            f"{name}: found {factors.dtype}{list(factors.shape)}, wanted float32[{outputs}] or one float32"
+        )
+    if factors.shape == (outputs,):
+        return np.require(factors, requirements=["C", "W"])
+    return np.full(outputs, factors, np.float32)
 
 
 @cache
 def finisher(tier: int) -> Any:
     """Return the function that finishes a tile of sums, compiled for an instruction set.
 
-    ``finish(sums, rows, outputs, row, channel, bias, integers, floats, residual, out)`` takes the first
-    `rows` x `outputs` of `sums`, int32 [>= rows, >= outputs], which belong to rows `row`, .. and channels
-    `channel`, .. of the layer, and writes them into `out`, the bytes of an array [all rows, bias.size].
-    `residual` are the bytes of another such array, or empty.
+    ``finish(sums, rows, outputs, row, channel, bias, integers, factors, floats, residual, out)`` takes the
+    first `rows` x `outputs` of `sums`, int32 [>= rows, >= outputs], which belong to rows `row`, .. and
+    channels `channel`, .. of the layer, and writes them into `out`, the bytes of an array
+    [all rows, bias.size]. `residual` are the bytes of another such array, or empty.
     """
-    return _finish
+    if INSTRUCTION_SETS[tier].width == 0:
+        return _finish
+
+    @jit
+    def finish(
+        sums: NDArray[np.int32],
+        rows: int,
+        outputs: int,
+        row: int,
+        channel: int,
+        bias: NDArray[np.int32],
+        integers: NDArray[np.int64],
+        factors: NDArray[np.float32],
+        floats: NDArray[np.float32],
+        residual: NDArray[np.uint8],
+        out: NDArray[np.uint8],
+    ) -> None:
+        pitch, width, begin = sums.shape[1], bias.size, row * bias.size + channel
+        kind, given = integers[0], residual.size > 0
+        if kind == _SUMS:
+            _emit_sums(tier, sums, pitch, rows, outputs, bias, channel, out, begin, width)
+        elif kind == _DEQUANTIZE:
+            _emit_floats(
+                tier, sums, pitch, rows, outputs, bias, factors, channel, floats[0], floats[1],
+                residual, given, out, begin, width,
+            )  # fmt: skip
+        elif kind == _REQUANTIZE:
+            _emit_activations(
+                tier, sums, pitch, rows, outputs, bias, factors, channel,
+                integers[1], integers[2], integers[3], out, begin, width,
+            )  # fmt: skip
+        else:
+            _emit_additions(
+                tier, sums, pitch, rows, outputs, bias, factors, channel,
+                integers[1], integers[2], integers[3], integers[4], integers[5],
+                floats[0], floats[1], floats[2], residual, out, begin, width,
+            )  # fmt: skip
+
+    return finish
+
+
+class _Tile:
+    """Goes over the vectors of a tile; the last one of a row may be cut short."""
+
+    def __init__(self, e: Emitter, sums: Any, pitch: Any, outputs: Any, bias: Pointer, channel: Any) -> None:
+        self.e, self.sums, self.pitch, self.outputs = e, sums, pitch, outputs
+        self.bias, self.channel = bias, channel
+        self.lanes = e.lanes(i32)
+
+    def each(self, rows: Any, begin: Any, width: Any, finish: Any) -> None:
+        """Emit ``finish(sums, column, place, count)`` for each vector; `count` is None for a whole one."""
+        e = self.e
+        for r in e.range(0, rows):
+            line, place = self.sums + r * self.pitch * 4, begin + r * width
+            whole = self.outputs - (self.outputs & (self.lanes - 1))
+            for m in e.range(0, whole, self.lanes):
+                bias = e.load(self.bias + (self.channel + m) * 4, i32)
+                finish(e.load(line + m * 4, i32) + bias, self.channel + m, place + m, None)
+            rest = self.outputs - whole
+            with e.when(rest > 0):
+                bias = e.load_first(self.bias + (self.channel + whole) * 4, rest, i32)
+                sums = e.load_first(line + whole * 4, rest, i32) + bias
+                finish(sums, self.channel + whole, place + whole, rest)
+
+    def load(self, pointer: Pointer, count: Any, element: Any) -> Value:
+        """Load as many lanes as the vector at hand has."""
+        if count is None:
+            return self.e.load(pointer, element, self.lanes)
+        return self.e.load_first(pointer, count, element, self.lanes)
+
+    def store(self, pointer: Pointer, value: Value, count: Any) -> None:
+        """Store as many lanes as the vector at hand has."""
+        if count is None:
+            self.e.store(pointer, value)
+        else:
+            self.e.store_first(pointer, value, count)
+
+
+@emitted
+def _emit_sums(
+    e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, channel: Any,
+    out: Any, begin: Any, width: Any,
+) -> None:  # fmt: skip
+    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    tile.each(rows, begin, width, lambda acc, column, place, count: tile.store(out + place * 4, acc, count))
+
+
+@emitted
+def _emit_floats(
+    e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
+    lowest: Any, highest: Any, residual: Any, given: Any, out: Any, begin: Any, width: Any,
+) -> None:  # fmt: skip
+    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    low, high = e.filled(lowest, f32), e.filled(highest, f32)
+
+    def scaled(acc: Value, column: Any, count: Any) -> Value:
+        return acc.signed(f32) * tile.load(factors + column * 4, count, f32)
+
+    def clip(value: Value) -> Value:
+        return e.smaller(e.larger(value, low), high)
+
+    def alone(acc: Value, column: Any, place: Any, count: Any) -> None:
+        tile.store(out + place * 4, clip(scaled(acc, column, count)), count)
+
+    def added(acc: Value, column: Any, place: Any, count: Any) -> None:
+        value = scaled(acc, column, count) + tile.load(residual + place * 4, count, f32)
+        tile.store(out + place * 4, clip(value), count)
+
+    with e.when(given.equals(0)):
+        tile.each(rows, begin, width, alone)
+    with e.when(given > 0):
+        tile.each(rows, begin, width, added)
+
+
+def _requantized(e: Emitter, acc: Value, factor: Value, zero: Any, low: Value, high: Value) -> Value:
+    value = e.smaller(e.larger(acc.signed(f32) * factor, low), high)
+    return e.rounded(value).signed(i32) + e.filled(e.number(zero, i32), i32)
+
+
+@emitted
+def _emit_activations(
+    e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
+    zero: Any, lowest: Any, highest: Any, out: Any, begin: Any, width: Any,
+) -> None:  # fmt: skip
+    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    low, high = (e.filled(e.number(end).signed(f32), f32) for end in (lowest, highest))
+
+    def finish(acc: Value, column: Any, place: Any, count: Any) -> None:
+        factor = tile.load(factors + column * 4, count, f32)
+        tile.store(out + place, _requantized(e, acc, factor, zero, low, high).signed(i8), count)
+
+    tile.each(rows, begin, width, finish)
+
+
+@emitted
+def _emit_additions(
+    e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
+    zero: Any, lowest: Any, highest: Any, sum_lowest: Any, sum_highest: Any,
+    own: Any, other: Any, shift: Any, residual: Any, out: Any, begin: Any, width: Any,
+) -> None:  # fmt: skip
+    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    low, high, sum_low, sum_high = (
+        e.filled(e.number(end).signed(f32), f32) for end in (lowest, highest, sum_lowest, sum_highest)
+    )
+    own, other, shift = (e.filled(number, f32) for number in (own, other, shift))
+
+    def finish(acc: Value, column: Any, place: Any, count: Any) -> None:
+        factor = tile.load(factors + column * 4, count, f32)
+        mine = _requantized(e, acc, factor, zero, low, high).signed(f32)
+        theirs = tile.load(residual + place, count, i8).unsigned(i32).signed(f32)
+        value = e.fused(own, mine, e.fused(other, theirs, shift))
+        value = e.rounded(e.smaller(e.larger(value, sum_low), sum_high))
+        tile.store(out + place, value.signed(i32).signed(i8), count)
+
+    tile.each(rows, begin, width, finish)
 
 
 @jit
@@ -94,115 +417,40 @@ def _finish(
     channel: int,
     bias: NDArray[np.int32],
     integers: NDArray[np.int64],
+    factors: NDArray[np.float32],
     floats: NDArray[np.float32],
     residual: NDArray[np.uint8],
     out: NDArray[np.uint8],
 ) -> None:
-    whole = out.view(np.int32)
+    kind = integers[0]
     for r in range(rows):
-        begin = (row + r) * bias.size + channel
-        for m in range(outputs):
-            whole[begin + m] = sums[r, m] + bias[channel + m]
-
-
-def dequantize(acc: NDArray[np.int32], scale: ArrayLike) -> NDArray[np.float32]:
-    """Return ``float32(acc) * scale``.
-
-    Parameters
-    ----------
-    acc : ndarray of int32, shape (.., M)
-        Sums of a quantized layer.
-    scale : array_like of float32, shape (M,) or ()
-        ``x_scale * row_scale`` per output channel.
-
-    Returns
-    -------
-    ndarray of float32, shape (.., M)
-        Real values.
-
-    Raises
-    ------
-    KernelError
-        If an array has another dtype or shape.
-    """
-    rows, factors = _rows_and_factors(acc, "scale", scale)
-    out = np.empty(rows.shape, np.float32)
-    _dequantize(rows, factors, out)
-    return out.reshape(acc.shape)
-
-
-def requantize(
-    acc: NDArray[np.int32], multiplier: ArrayLike, zero_point: int, lowest: int = 0, highest: int = 255
-) -> NDArray[np.uint8]:
-    """Return the sums as activations of the next layer.
-
-    Parameters
-    ----------
-    acc : ndarray of int32, shape (.., M)
-        Sums of a quantized layer.
-    multiplier : array_like of float32, shape (M,) or ()
-        ``x_scale * row_scale / y_scale`` per output channel.
-    zero_point : int
-        The integer that means 0.0 in the result, 0..255.
-    lowest, highest : int
-        Range of the result within 0..255: 15 is the highest 4-bit activation, and ReLU has
-        ``lowest = zero_point``.
-
-    Returns
-    -------
-    ndarray of uint8, shape (.., M)
-        Activations.
-
-    Raises
-    ------
-    KernelError
-        If an array has another dtype or shape, or the range is not within 0..255.
-    """
-    if not (0 <= lowest <= highest <= 255 and 0 <= zero_point <= 255):
-        raise KernelError(
-            f"activations: found range {lowest}..{highest} and zero point {zero_point}, wanted them in 0..255"
-        )
-    rows, factors = _rows_and_factors(acc, "multiplier", multiplier)
-    out = np.empty(rows.shape, np.uint8)
-    _requantize(rows, factors, zero_point, lowest, highest, out)
-    return out.reshape(acc.shape)
-
-
-def _rows_and_factors(
-    acc: NDArray[np.int32], name: str, factors: ArrayLike
-) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    if acc.dtype != np.int32 or acc.ndim == 0:
-        raise KernelError(f"acc: found {acc.dtype}{list(acc.shape)}, wanted int32[.., M]")
-    channels = acc.shape[-1]
-    given = np.asarray(factors)
-    if given.dtype != np.float32 or given.shape not in ((), (channels,)):
-        raise KernelError(
-            f"{name}: found {given.dtype}{list(given.shape)}, wanted float32[{channels}] or one float32"
-        )
-    rows = np.require(acc, requirements=["C", "W"]).reshape(-1, channels)
-    return rows, np.full(channels, given, np.float32)
-
-
-@jit
-def _dequantize(acc: NDArray[np.int32], scale: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    for r in range(acc.shape[0]):
-        for m in range(acc.shape[1]):
-            out[r, m] = np.float32(acc[r, m]) * scale[m]
-
-
-@jit
-def _requantize(
-    acc: NDArray[np.int32],
-    multiplier: NDArray[np.float32],
-    zero_point: int,
-    lowest: int,
-    highest: int,
-    out: NDArray[np.uint8],
-) -> None:
-    low, high, zero = np.float32(lowest - zero_point), np.float32(highest - zero_point), np.int32(zero_point)
-    for r in range(acc.shape[0]):
-        for m in range(acc.shape[1]):
-            value = np.float32(acc[r, m]) * multiplier[m]
-            value = value if value > low else low
-            value = value if value < high else high
-            out[r, m] = np.int32((value + _ROUND) - _ROUND) + zero
+        begin, line = (row + r) * bias.size + channel, sums[r]
+        if kind == _SUMS:
+            whole = out.view(np.int32)
+            for m in range(outputs):
+                whole[begin + m] = line[m] + bias[channel + m]
+        elif kind == _DEQUANTIZE:
+            real, added = out.view(np.float32), residual.view(np.float32)
+            lowest, highest = floats[0], floats[1]
+            for m in range(outputs):
+                value = np.float32(np.int32(line[m] + bias[channel + m])) * factors[channel + m]
+                if residual.size > 0:
+                    value += added[begin + m]
+                value = value if value > lowest else lowest
+                real[begin + m] = value if value < highest else highest
+        else:
+            zero, low, high = np.int32(integers[1]), np.float32(integers[2]), np.float32(integers[3])
+            for m in range(outputs):
+                value = np.float32(np.int32(line[m] + bias[channel + m])) * factors[channel + m]
+                value = value if value > low else low
+                value = value if value < high else high
+                whole_value = np.int32((value + _ROUND) - _ROUND) + zero
+                if kind == _ADD:
+                    # products of float32 are exact in float64: each line rounds once, as a fused one does
+                    value = np.float32(np.float64(floats[1]) * residual[begin + m] + np.float64(floats[2]))
+                    value = np.float32(np.float64(floats[0]) * whole_value + np.float64(value))
+                    lowest, highest = np.float32(integers[4]), np.float32(integers[5])
+                    value = value if value > lowest else lowest
+                    value = value if value < highest else highest
+                    whole_value = np.int32((value + _ROUND) - _ROUND)
+                out[begin + m] = whole_value

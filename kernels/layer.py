@@ -210,13 +210,7 @@ class Layer:
         geometry = Geometry.of(image.shape, taps, self.window or Window(), self.x_zero)
         shape = (geometry.images, *geometry.size, self.outputs)
         result = shape[1::2] if self.window is None else shape
-        if (residual is None) != (epilogue.residual_dtype is None) or (
-            residual is not None and (residual.dtype != epilogue.residual_dtype or residual.shape != result)
-        ):
-            found = "none" if residual is None else f"{residual.dtype}{list(residual.shape)}"
-            dtype = epilogue.residual_dtype
-            wanted = "none" if dtype is None else f"{np.dtype(dtype)}{list(result)}"
-            raise KernelError(f"residual: found {found}, wanted {wanted}")
+        _check_residual(residual, epilogue, result)
         if residual is not None:
             residual = np.require(residual, requirements=["C", "W"])
         prepared = self.prepare(geometry.rows)
@@ -264,3 +258,13 @@ class Layer:
             # a GEMV waits for its weights, so the fewer bytes the better
             return Memory.COMPACT if possible and kernel.most_rows is not None else Memory.FAST
         return self.wishes.memory
+
+
+def _check_residual(residual: NDArray[Any] | None, epilogue: Epilogue, shape: tuple[int, ...]) -> None:
+    dtype = epilogue.residual_dtype
+    if residual is None:
+        if epilogue.needs_residual:
+            raise KernelError(f"residual: found none, wanted {np.dtype(dtype)}{list(shape)}")
+    elif residual.dtype != dtype or residual.shape != shape:
+        wanted = "none" if dtype is None else f"{np.dtype(dtype)}{list(shape)}"
+        raise KernelError(f"residual: found {residual.dtype}{list(residual.shape)}, wanted {wanted}")

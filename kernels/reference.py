@@ -51,7 +51,11 @@ class Reference:
 
 
 def prepare(
-    weight: Weight, bias: NDArray[np.int32], x_zero: int, window: Window | None, isa: InstructionSet | None = None
+    weight: Weight,
+    bias: NDArray[np.int32],
+    x_zero: int,
+    window: Window | None,
+    isa: InstructionSet | None = None,
 ) -> Reference:
     """Unpack the weights; arguments as in :func:`fgq.kernels.weights.check_weights`."""
     taps = (1, 1) if window is None else (weight.shape[1], weight.shape[2])
@@ -115,7 +119,7 @@ def apply(acc: NDArray[np.int32], epilogue: Epilogue, residual: NDArray[Any] | N
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
     finisher(index_of(available()[-1]))(
         rows, len(rows), outputs, 0, 0, np.zeros(outputs, np.int32), epilogue.integers,
-        epilogue.floats(outputs), added, out.reshape(-1).view(np.uint8),
+        epilogue.factors(outputs), epilogue.floats, added, out.reshape(-1).view(np.uint8),
     )  # fmt: skip
     return out
 

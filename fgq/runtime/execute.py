@@ -10,14 +10,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import FgqError, ModelError
-from fgq.kernels.dispatch import Kernel, Op, Problem, Wish, select_kernel
-from fgq.kernels.epilogue import dequantize, requantize
-from fgq.kernels.window import Window
+from fgq.kernels import Plane, Weight, Window
+from fgq.kernels.dispatch import MOST_ADDED, Wish
+from fgq.kernels.epilogue import Dequantize, Epilogue, Requantize, Sums
+from fgq.kernels.layer import Layer, Wishes
 from fgq.qtensor import QuantizedTensor
 from fgq.runtime.layers import IntegerLayer
-from fgq.scheme import TernaryScheme
 
-Run = Callable[[NDArray[np.uint8]], NDArray[np.int32]]
+Run = Callable[[NDArray[np.uint8], Epilogue], NDArray[Any]]
 
 
 class LayerStep:
@@ -27,7 +27,10 @@ class LayerStep:
     ----------
     layer : IntegerLayer
     wish : Wish
-        Which kernels may run it.
+        Which kernels may run it. A layer of 8-bit weights, which none can do without multiplying, takes the
+        fastest where that is wished.
+    threads : int
+        How many threads a kernel uses.
 
     Raises
     ------
@@ -37,17 +40,24 @@ class LayerStep:
         If an attribute of the operator is not understood.
     """
 
-    def __init__(self, layer: IntegerLayer, wish: Wish) -> None:
+    def __init__(self, layer: IntegerLayer, wish: Wish, threads: int) -> None:
         self.layer = layer
+        self._threads = threads
+        self._weight = _channels_first(layer.weight)
+        if wish is Wish.MULTIPLICATION_FREE and self._weight.largest_code > MOST_ADDED:
+            wish = Wish.AUTO
+        self._wishes = Wishes(kernel=wish)
         try:
-            prepare = {"conv": _prepare_conv, "gemm": _prepare_gemm}.get(layer.kind, _prepare_matmul)
-            self.kernel, self._accumulate = prepare(layer, wish)
+            make = {"conv": self._convolution, "gemm": self._gemm}.get(layer.kind, self._matmul)
+            self._kernel, self._run = make()
         except FgqError as error:
             raise type(error)(f"{layer.name}: {error}") from None
-        factor = np.float32(layer.activation.scale) * layer.weight.row_scale
-        if layer.requantization is not None:
-            factor = factor / np.float32(layer.requantization.quantizer.scale)
-        self._factor = np.asarray(factor, np.float32)
+        self._epilogue = _epilogue(layer)
+
+    @property
+    def kernel(self) -> str:
+        """The name of the kernel that runs the layer on many rows."""
+        return self._kernel
 
     def accumulate(self, source: NDArray[np.uint8]) -> NDArray[np.int32]:
         """Return the int32 accumulators, output channels on the last axis.
@@ -57,7 +67,7 @@ class LayerStep:
         source : ndarray of uint8
             The activations in the operator's own layout.
         """
-        return self._accumulate(source)
+        return self._run(source, Sums())
 
     def __call__(self, source: NDArray[np.uint8]) -> NDArray[np.float32] | NDArray[np.uint8]:
         """Return the layer's result in the operator's own layout.
@@ -67,112 +77,105 @@ class LayerStep:
         source : ndarray of uint8
             The activations in the operator's own layout.
         """
-        acc = self._accumulate(source)
-        requantization = self.layer.requantization
-        if requantization is None:
-            result: NDArray[Any] = dequantize(acc, self._factor)
-        else:
-            result = requantize(
-                acc,
-                self._factor,
-                requantization.quantizer.zero_point,
-                requantization.lowest,
-                requantization.highest,
-            )
+        result = self._run(source, self._epilogue)
         if self.layer.kind == "conv":
             return np.ascontiguousarray(result.transpose(0, 3, 1, 2))
         if self.layer.kind == "matmul_left" and source.ndim > 1:
             return np.ascontiguousarray(result.swapaxes(-1, -2))
         return result
 
+    def _layer(self, weight: Weight, window: Window | None) -> Layer:
+        activation = self.layer.activation
+        return Layer(
+            weight, window=window, x_zero=activation.zero_point, bias=self.layer.bias, wishes=self._wishes,
+            activation_bits=self.layer.activation_bits,
+        )  # fmt: skip
 
-def _prepare_conv(layer: IntegerLayer, wish: Wish) -> tuple[str, Run]:
-    codes, alpha = _channels_first(layer.weight)
-    groups = layer.node.attributes.get_int("group", 1)
-    depthwise = groups > 1 and codes.shape[-1] == 1
-    kernel = _kernel("conv2d", layer, wish, depthwise=depthwise)
-    bias = _bias(layer)
-    fixed = _window(layer.node, codes.shape[1:3], None)
-    prepared: dict[Window, Any] = {}
+    def _convolution(self) -> tuple[str, Run]:
+        node, taps = self.layer.node, self._weight.shape[1:3]
+        fixed = _window(node, taps, None)
+        layers: dict[Window, Layer] = {}
 
-    def run(source: NDArray[np.uint8]) -> NDArray[np.int32]:
-        window = fixed or _window(layer.node, codes.shape[1:3], source.shape[2:])
-        assert window is not None
-        if window not in prepared:
-            prepared[window] = kernel.prepare(
-                codes, alpha, layer.weight.group, bias, layer.activation.zero_point, window
-            )
-        return kernel.run(prepared[window], np.ascontiguousarray(source.transpose(0, 2, 3, 1)))
+        def layer_for(image: tuple[int, ...]) -> Layer:
+            window = fixed or _window(node, taps, image)
+            assert window is not None
+            if window not in layers:
+                layers[window] = self._layer(self._weight, window)
+            return layers[window]
 
-    return kernel.name, run
+        def run(source: NDArray[np.uint8], epilogue: Epilogue) -> NDArray[Any]:
+            x = np.ascontiguousarray(source.transpose(0, 2, 3, 1))
+            return layer_for(source.shape[2:])(x, epilogue=epilogue, threads=self._threads)
 
+        # auto_pad changes the padding with the image, and the kernel with neither
+        return layer_for(taps).kernel().name, run
 
-def _prepare_gemm(layer: IntegerLayer, wish: Wish) -> tuple[str, Run]:
-    name, run = _prepare_matmul(layer, wish)
-    if layer.node.attributes.get_int("transA", 0):
-        return name, lambda source: run(source.T)
-    return name, run
+    def _gemm(self) -> tuple[str, Run]:
+        name, run = self._matmul()
+        if self.layer.node.attributes.get_int("transA", 0):
+            return name, lambda source, epilogue: run(source.T, epilogue)
+        return name, run
 
+    def _matmul(self) -> tuple[str, Run]:
+        weight, K = self._weight, self._weight.shape[-1]
+        batch = weight.shape[1:-1]
+        layers = [self._layer(_slice(weight, index), None) for index in np.ndindex(*batch)]
+        left = self.layer.kind == "matmul_left"
 
-def _prepare_matmul(layer: IntegerLayer, wish: Wish) -> tuple[str, Run]:
-    codes, alpha = _channels_first(layer.weight)
-    kernel = _kernel("matmul", layer, wish)
-    M, K = codes.shape[0], codes.shape[-1]
-    batch = codes.shape[1:-1]
-    bias, zero = _bias(layer), layer.activation.zero_point
-    matrices = [
-        kernel.prepare(
-            np.ascontiguousarray(codes[(slice(None), *index)]),
-            np.ascontiguousarray(alpha[(slice(None), *index)]),
-            layer.weight.group,
-            bias,
-            zero,
-        )
-        for index in np.ndindex(*batch)
-    ]
-    left = layer.kind == "matmul_left"
+        def run(source: NDArray[np.uint8], epilogue: Epilogue) -> NDArray[Any]:
+            if source.ndim == 1:  # a vector is a matrix of one row, which the result drops again
+                return run(source[:, None] if left else source[None], epilogue)[..., 0, :]
+            rows = source.swapaxes(-1, -2) if left else source
+            if not batch:
+                flat = np.ascontiguousarray(rows).reshape(-1, K)
+                result = layers[0](flat, epilogue=epilogue, threads=self._threads)
+                return result.reshape(*rows.shape[:-1], -1)
+            shape = np.broadcast_shapes(rows.shape[:-2], batch)
+            rows = np.broadcast_to(rows, (*shape, *rows.shape[-2:]))
+            which = np.broadcast_to(np.arange(len(layers)).reshape(batch), shape)
+            out = np.empty((*shape, rows.shape[-2], weight.shape[0]), epilogue.dtype)
+            for index in np.ndindex(*shape):
+                x = np.ascontiguousarray(rows[index])
+                out[index] = layers[which[index]](x, epilogue=epilogue, threads=self._threads)
+            return out
 
-    def run(source: NDArray[np.uint8]) -> NDArray[np.int32]:
-        if source.ndim == 1:  # a vector is a matrix of one row, which the result drops again
-            return run(source[:, None] if left else source[None])[..., 0, :]
-        rows = source.swapaxes(-1, -2) if left else source
-        if not batch:
-            flat = np.ascontiguousarray(rows).reshape(-1, K)
-            return kernel.run(matrices[0], flat).reshape(*rows.shape[:-1], M)
-        shape = np.broadcast_shapes(rows.shape[:-2], batch)
-        rows = np.broadcast_to(rows, (*shape, *rows.shape[-2:]))
-        which = np.broadcast_to(np.arange(len(matrices)).reshape(batch), shape)
-        acc = np.empty((*shape, rows.shape[-2], M), np.int32)
-        for index in np.ndindex(*shape):
-            acc[index] = kernel.run(matrices[which[index]], np.ascontiguousarray(rows[index]))
-        return acc
-
-    return kernel.name, run
+        return layers[0].kernel().name, run
 
 
-def _channels_first(weight: QuantizedTensor) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
-    """Return codes and alpha with the output channel first and the group axis last."""
-    (plane,) = weight.planes
-    full = list(weight.shape)
-    full[weight.group_axis] = weight.groups
-    alpha = np.broadcast_to(plane.alpha, full)
-    axes = (weight.channel_axis, weight.group_axis), (0, -1)
-    return (
-        np.ascontiguousarray(np.moveaxis(plane.codes, *axes)),
-        np.ascontiguousarray(np.moveaxis(alpha, *axes)),
+def _epilogue(layer: IntegerLayer) -> Epilogue:
+    factor = np.float32(layer.activation.scale) * layer.weight.row_scale
+    if layer.requantization is None:
+        return Dequantize(np.asarray(factor, np.float32))
+    quantizer = layer.requantization.quantizer
+    return Requantize(
+        np.asarray(factor / np.float32(quantizer.scale), np.float32),
+        quantizer.zero_point,
+        layer.requantization.lowest,
+        layer.requantization.highest,
     )
 
 
-def _kernel(op: Op, layer: IntegerLayer, wish: Wish, *, depthwise: bool = False) -> Kernel:
-    """Select a kernel; a layer of 8-bit weights, which none can do without multiplying, takes the fastest."""
-    ternary = isinstance(layer.weight.scheme, TernaryScheme)
-    if wish is Wish.MULTIPLICATION_FREE and not ternary:
-        wish = Wish.AUTO
-    return select_kernel(Problem(op=op, ternary=ternary, depthwise=depthwise), wish)
+def _channels_first(weight: QuantizedTensor) -> Weight:
+    """Return the weight with the output channel first and the group axis last."""
+    axes = (weight.channel_axis, weight.group_axis), (0, -1)
+    planes = []
+    for plane in weight.planes:
+        full = list(weight.shape)
+        full[weight.group_axis] = weight.groups
+        alpha = np.broadcast_to(plane.alpha, full)
+        turned = (np.ascontiguousarray(np.moveaxis(array, *axes)) for array in (plane.codes, alpha))
+        planes.append(Plane(*turned))
+    return Weight(tuple(planes), weight.group)
 
 
-def _bias(layer: IntegerLayer) -> NDArray[np.int32]:
-    return np.zeros(layer.weight.rows, np.int32) if layer.bias is None else layer.bias
+def _slice(weight: Weight, index: tuple[int, ...]) -> Weight:
+    """Return one matrix [M, K] of a batch [M, .., K]."""
+    at = (slice(None), *index)
+    planes = [
+        Plane(np.ascontiguousarray(plane.codes[at]), np.ascontiguousarray(plane.alpha[at]))
+        for plane in weight.planes
+    ]
+    return Weight(tuple(planes), weight.group)
 
 
 def _window(node: ir.Node, kernel: tuple[int, ...], image: tuple[int, ...] | None) -> Window | None:

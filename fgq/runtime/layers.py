@@ -48,6 +48,8 @@ class IntegerLayer:
         The uint8 activations that the layer reads.
     activation : Quantizer
         Their scale and zero point.
+    activation_bits : int
+        Their width, 8 or 4.
     bias : ndarray of int32, shape (M,), or None
         In units of the accumulator.
     result : onnx_ir.Value
@@ -60,6 +62,7 @@ class IntegerLayer:
     weight: QuantizedTensor
     source: ir.Value
     activation: Quantizer
+    activation_bits: int
     bias: NDArray[np.int32] | None
     result: ir.Value
     requantization: Requantization | None
@@ -166,6 +169,7 @@ def _recognise(node: ir.Node) -> IntegerLayer | None:
         weight=weight,
         source=source,
         activation=quantizer,
+        activation_bits=activation_bits(node.inputs[1 - index]) or 8,
         bias=bias,
         result=result,
         requantization=requantization,

@@ -18,6 +18,7 @@ from onnx_ir.passes import common
 from fgq import onnx_file
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.kernels.dispatch import Wish
+from fgq.kernels.threads import default_threads
 from fgq.runtime.execute import LayerStep
 from fgq.runtime.plan import Segment, plan
 from fgq.shapes import InferShapes
@@ -99,10 +100,11 @@ class Session:
         A model file, or its contents.
     kernels : str or Wish
         ``auto``, ``multiplication-free`` (ternary layers by additions; 8-bit layers as in ``auto``, see
-        `steps`) or ``reference``.
+        `steps`), ``dot`` or ``reference``.
     threads : int, optional
-        Threads of each onnxruntime part. If not given, one where the model has integer layers, as the
-        parts between them are many and small, and onnxruntime's own choice where it runs the model whole.
+        Threads of the kernels and of each onnxruntime part. If not given, kernels use all processors
+        (``FGQ_NUM_THREADS``), onnxruntime's parts one where the model has integer layers, as the parts
+        between them are many and small, and its own choice where it runs the model whole.
 
     Raises
     ------
@@ -137,10 +139,11 @@ class Session:
             if value.const_value is not None
         }
         steps = plan(model)
+        kernel_threads = default_threads() if threads is None else threads
         if threads is None and len(steps) > 1:
             threads = 1
         self._steps: list[_OnnxruntimeStep | LayerStep] = [
-            _OnnxruntimeStep(step, threads) if isinstance(step, Segment) else LayerStep(step, wish)
+            _OnnxruntimeStep(step, threads) if isinstance(step, Segment) else LayerStep(step, wish, kernel_threads)
             for step in steps
         ]
 

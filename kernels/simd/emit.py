@@ -497,6 +497,10 @@ class Emitter:
         other = self.like(other, one)
         return self.choose(one > other, one, other)
 
+    def fused(self, one: Value, other: Value, added: Value) -> Value:
+        """Return ``one * other + added`` in floats, rounded once."""
+        return self._call(f"llvm.fma.{_name(one.type)}", one.type, one, other, added)
+
     def rounded(self, value: Value) -> Value:
         """Round floats to whole ones, half to even."""
         return self._call(f"llvm.nearbyint.{_name(value.type)}", value.type, value)

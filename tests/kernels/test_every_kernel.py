@@ -1,5 +1,6 @@
-"""Every registered kernel against the reference, on the same layers, with array equality."""
+"""Every kernel on every instruction set that this machine has, against the reference: array equality."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -8,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgq.kernels import reference
-from fgq.kernels.dispatch import KERNELS
-from fgq.kernels.window import Window
+from fgq.errors import KernelError
+from fgq.kernels import Weight, Window
+from fgq.kernels.dispatch import KERNELS, MOST_ADDED
+from fgq.kernels.layer import Layer, Prepared
+from fgq.kernels.simd.isa import available
+from layers import KINDS, draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
 
-MATMUL = [kernel for kernel in KERNELS.values() if kernel.op == "matmul"]
-CONV2D = [kernel for kernel in KERNELS.values() if kernel.op == "conv2d"]
+HERE = [k for k in KERNELS.values() if k.isa in available() and k.module != "reference"]
+PLAIN = [kernel for kernel in HERE if not kernel.depthwise]
+MEMORIES = ["fast", "compact"]
 
 GROUP_SIZES = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 100, 300])
 X_ZEROS = st.sampled_from([0, 1, 128, 255])
@@ -25,51 +30,72 @@ def by_name(kernel):
     return kernel.name
 
 
-def draw_weights(rng, kernel, shape, group_size):
-    """Draw codes, alpha, group and bias: ternary codes with groups, or 8-bit codes with alpha 1."""
-    group = (np.arange(shape[-1]) // group_size).astype(np.int32)
-    alpha_shape = (*shape[:-1], group[-1] + 1)
-    bias = rng.integers(-(2**28), 2**28, shape[0], dtype=np.int32)
-    if kernel.ternary_only or rng.random() < 0.5:
-        codes = rng.choice(np.array([-1, 0, 1], np.int8), shape, p=[0.3, 0.4, 0.3])
-        codes[rng.random(shape[0]) < 0.1] = 0  # whole rows of zeros
-        return codes, rng.integers(0, 128, alpha_shape, dtype=np.uint8), group, bias
-    return rng.integers(-127, 128, shape, dtype=np.int8), np.ones(alpha_shape, np.uint8), group, bias
+def kinds_of(kernel):
+    return KINDS if kernel.largest_code > MOST_ADDED else KINDS[:3]
 
 
-def draw_activations(rng, shape, bits):
-    x = rng.integers(0, 1 << bits, shape, dtype=np.uint8)
-    x[rng.random(shape) < 0.1] = (1 << bits) - 1
-    return x
+class Forced(Layer):
+    """A layer that one kernel runs, whatever would be picked."""
+
+    def __init__(self, weight, kernel, memory="fast", **options):
+        self._forced = kernel, memory
+        super().__init__(weight, **options)
+
+    def kernel(self, rows=64):
+        return self._forced[0]
+
+    def _memory(self, kernel, matrix):
+        from fgq.kernels.dispatch import Memory
+
+        wanted = self._forced[1]
+        if kernel.multiplication_free or not kernel.compact:
+            return Memory.FAST
+        if wanted == "compact" and (weight_is_wide(self.weight) or (matrix.starts % 4).any()):
+            return Memory.FAST
+        return Memory(wanted)
 
 
-@pytest.mark.parametrize("kernel", MATMUL, ids=by_name)
+def weight_is_wide(weight):
+    return weight.largest_code > 7
+
+
+def check(layer, x, threads=1):
+    acc = layer(x, threads=threads)
+    assert acc.dtype == np.int32
+    np.testing.assert_array_equal(acc, wanted_sums(layer.weight, layer.bias, layer.x_zero, layer.window, x))
+
+
+@pytest.mark.parametrize("kernel", PLAIN, ids=by_name)
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     rows=st.integers(0, 150),
     reduction=st.integers(1, 320),
-    outputs=st.integers(1, 40),
+    outputs=st.integers(1, 70),
     group_size=GROUP_SIZES,
     x_zero=X_ZEROS,
     bits=BITS,
+    memory=st.sampled_from(MEMORIES),
+    threads=st.integers(1, 3),
     seed=SEEDS,
 )
-def test_matmul(kernel, rows, reduction, outputs, group_size, x_zero, bits, seed):
+def test_matmul(kernel, rows, reduction, outputs, group_size, x_zero, bits, memory, threads, seed):
     rng = np.random.default_rng(seed)
-    weights = draw_weights(rng, kernel, (outputs, reduction), group_size)
-    x = draw_activations(rng, (rows, reduction), bits)
-    acc = kernel.run(kernel.prepare(*weights, x_zero), x)
-    assert acc.dtype == np.int32
-    np.testing.assert_array_equal(acc, reference.run_matmul(reference.prepare_matmul(*weights, x_zero), x))
+    if kernel.most_rows is not None:
+        rows = rows % (kernel.most_rows + 1)
+    weight = draw_weight(rng, rng.choice(kinds_of(kernel)), (outputs, reduction), group_size)
+    layer = Forced(
+        weight, kernel, memory, x_zero=x_zero, bias=draw_bias(rng, outputs), activation_bits=bits
+    )
+    check(layer, draw_activations(rng, (rows, reduction), bits), threads)
 
 
-@pytest.mark.parametrize("kernel", CONV2D, ids=by_name)
-@settings(derandomize=True, deadline=None, max_examples=80)
+@pytest.mark.parametrize("kernel", HERE, ids=by_name)
+@settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     batch=st.integers(1, 3),
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),
     inputs=st.integers(1, 40),
-    outputs=st.integers(1, 12),
+    outputs=st.integers(1, 20),
     conv_groups=st.sampled_from([1, 1, 2, 5]),
     taps=st.sampled_from([(1, 1), (3, 3), (1, 3), (5, 2), (4, 4), (7, 7)]),
     strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -78,101 +104,134 @@ def test_matmul(kernel, rows, reduction, outputs, group_size, x_zero, bits, seed
     group_size=GROUP_SIZES,
     x_zero=X_ZEROS,
     bits=BITS,
+    memory=st.sampled_from(MEMORIES),
+    threads=st.integers(1, 3),
     seed=SEEDS,
 )
 def test_conv2d(
     kernel, batch, size, inputs, outputs, conv_groups, taps, strides, pads, dilations,
-    group_size, x_zero, bits, seed,
+    group_size, x_zero, bits, memory, threads, seed,
 ):  # fmt: skip
-    if kernel.depthwise_only:
-        inputs, conv_groups = 1, inputs
+    if kernel.depthwise:
+        inputs, conv_groups = 1, inputs + 1
     window = Window(strides=strides, pads=pads, dilations=dilations, groups=conv_groups)
-    # make the image large enough for the dilated kernel
-    height = max(size[0], (taps[0] - 1) * dilations[0] + 1 - pads[0] - pads[2], 1)
-    width = max(size[1], (taps[1] - 1) * dilations[1] + 1 - pads[1] - pads[3], 1)
+    if kernel.most_rows is not None:  # no more output pixels than that
+        batch, size = 1, (1, 1)
+    size = fitting_size(size, taps, window)
+    if kernel.most_rows is not None and np.prod(window.output_size(*size, taps)) > kernel.most_rows:
+        return
     rng = np.random.default_rng(seed)
-    weights = draw_weights(rng, kernel, (outputs * conv_groups, *taps, inputs), group_size)
-    x = draw_activations(rng, (batch, height, width, inputs * conv_groups), bits)
-    acc = kernel.run(kernel.prepare(*weights, x_zero, window), x)
-    assert acc.dtype == np.int32
-    wanted = reference.run_conv2d(reference.prepare_conv2d(*weights, x_zero, window), x)
-    np.testing.assert_array_equal(acc, wanted)
+    shape = (outputs * conv_groups, *taps, inputs)
+    weight = draw_weight(rng, rng.choice(kinds_of(kernel)), shape, group_size)
+    layer = Forced(
+        weight, kernel, memory, window=window, x_zero=x_zero, bias=draw_bias(rng, shape[0]),
+        activation_bits=bits,
+    )  # fmt: skip
+    check(layer, draw_activations(rng, (batch, *size, inputs * conv_groups), bits), threads)
 
 
 @pytest.mark.skipif(numba.config.DISABLE_JIT, reason="takes minutes when interpreted")
-@pytest.mark.parametrize("kernel", MATMUL, ids=by_name)
-@pytest.mark.parametrize("rows", [1, 64])
-@pytest.mark.parametrize("x_zero", [0, 255])
+@pytest.mark.parametrize("kernel", PLAIN, ids=by_name)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("group_size", [64, 66_000])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_sums(kernel, rows, x_zero, sign):
-    # 66,000 weights of 127 in one group: every partial sum is as large as it can be
-    weights = (
-        np.full((2, 66_000), sign, np.int8),
-        np.full((2, 1), 127, np.uint8),
-        np.zeros(66_000, np.int32),
-        np.zeros(2, np.int32),
+def test_the_largest_sums(kernel, memory, group_size, sign):
+    # 66,000 weights of 127: every partial sum is as large as it can be
+    group = (np.arange(66_000) // group_size).astype(np.int32)
+    weight = Weight.single(
+        np.full((2, 66_000), sign, np.int8), np.full((2, group[-1] + 1), 127, np.uint8), group
     )
-    for value in (0, 255):
-        acc = kernel.run(kernel.prepare(*weights, x_zero), np.full((rows, 66_000), value, np.uint8))
-        np.testing.assert_array_equal(acc, sign * 127 * 66_000 * (value - x_zero))
+    for x_zero in (0, 255):
+        layer = Forced(weight, kernel, memory, x_zero=x_zero)
+        for rows in (1, 7) if kernel.most_rows else (1, 64):
+            for value in (0, 255):
+                acc = layer(np.full((rows, 66_000), value, np.uint8))
+                np.testing.assert_array_equal(acc, sign * 127 * 66_000 * (value - x_zero))
 
 
-@pytest.mark.parametrize(
-    "kernel", [k for k in KERNELS.values() if k.op == "matmul" and not k.ternary_only], ids=by_name
-)
-def test_8_bit_codes_with_scales_too(kernel):
-    rng = np.random.default_rng(3)
-    weights = (
-        rng.integers(-7, 8, (9, 50), dtype=np.int8),
-        rng.integers(0, 19, (9, 4), dtype=np.uint8),
-        (np.arange(50) // 16).astype(np.int32),
-        np.zeros(9, np.int32),
-    )
-    x = rng.integers(0, 256, (11, 50), dtype=np.uint8)
-    w8 = weights[0] * weights[1][:, weights[2]].astype(np.int32)
-    np.testing.assert_array_equal(
-        kernel.run(kernel.prepare(*weights, 100), x), (x.astype(np.int32) - 100) @ w8.T
-    )
+@pytest.mark.parametrize("kernel", PLAIN, ids=by_name)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_length_of_tails(kernel, memory, kind):
+    if kind not in kinds_of(kernel):
+        pytest.skip("the kernel cannot do such codes")
+    rng = np.random.default_rng(9)
+    for reduction in (1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 48, 60, 63, 64, 65, 66, 67, 68, 127, 128, 129, 192):
+        for outputs in (1, 15, 16, 17, 33, 64):
+            weight = draw_weight(rng, kind, (outputs, reduction), 16)
+            layer = Forced(weight, kernel, memory, bias=draw_bias(rng, outputs))
+            rows = int(rng.integers(1, (kernel.most_rows or 40) + 1))
+            check(layer, draw_activations(rng, (rows, reduction), 8))
 
 
-@pytest.mark.parametrize("kernel", CONV2D, ids=by_name)
-def test_a_convolution_of_many_blocks(kernel):
+@pytest.mark.parametrize("kernel", HERE, ids=by_name)
+def test_a_convolution_of_many_blocks_for_any_number_of_threads(kernel):
+    if kernel.most_rows is not None:
+        pytest.skip("made for few rows")
     rng = np.random.default_rng(4)
-    channels = 1 if kernel.depthwise_only else 48
-    groups = 48 if kernel.depthwise_only else 1
-    weights = draw_weights(rng, kernel, (48, 3, 3, channels), 16)
+    channels, groups = (1, 48) if kernel.depthwise else (48, 1)
+    weight = draw_weight(rng, "ternary", (48, 3, 3, channels), 16)
     window = Window(pads=(1, 1, 1, 1), groups=groups)
+    layer = Forced(weight, kernel, window=window, x_zero=77, bias=draw_bias(rng, 48))
     x = draw_activations(rng, (2, 33, 31, 48), 8)
-    acc = kernel.run(kernel.prepare(*weights, 77, window), x)
-    wanted = reference.run_conv2d(reference.prepare_conv2d(*weights, 77, window), x)
-    np.testing.assert_array_equal(acc, wanted)
+    for threads in (1, 2, 3, 8):
+        check(layer, x, threads)
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=by_name)
+@pytest.mark.parametrize("kernel", HERE, ids=by_name)
 def test_arrays_in_any_order_read_only_or_empty(kernel):
     rng = np.random.default_rng(6)
-    geometry = [Window(groups=4)] if kernel.op == "conv2d" else []
-    shape = (4, 2, 2, 1) if geometry else (4, 6)
-    codes, alpha, group, bias = draw_weights(rng, kernel, shape, 4)
-    x = draw_activations(rng, (3, 5, 5, 4) if geometry else (3, 6), 8)
-    wanted = kernel.run(kernel.prepare(codes, alpha, group, bias, 1, *geometry), x)
-    turned = [np.asfortranarray(array) for array in (codes, alpha, group, bias, x)]
+    rows = kernel.most_rows or 25
+    window = Window(groups=4) if kernel.depthwise else None
+    weight = draw_weight(rng, "ternary", (4, 2, 2, 1) if window else (4, 6), 4)
+    x = draw_activations(rng, (3, 5, 5, 4) if window else (rows, 6), 8)
+    layer = Forced(weight, kernel, window=window, x_zero=1, bias=draw_bias(rng, 4))
+    wanted = layer(x)
+    (plane,) = weight.planes
+    turned = [np.asfortranarray(array) for array in (plane.codes, plane.alpha, weight.group, x)]
     for array in turned:
         array.flags.writeable = False
-    acc = kernel.run(kernel.prepare(*turned[:4], 1, *geometry), turned[4])
-    np.testing.assert_array_equal(acc, wanted)
-    none = kernel.run(kernel.prepare(codes, alpha, group, bias, 1, *geometry), x[:0])
-    assert none.shape == (0, *wanted.shape[1:])
+    again = Forced(Weight.single(*turned[:3]), kernel, window=window, x_zero=1, bias=layer.bias)
+    np.testing.assert_array_equal(again(turned[3]), wanted)
+    assert layer(x[:0]).shape == (0, *wanted.shape[1:])
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=by_name)
-def test_threads_may_run_the_same_prepared_weights_at_once(kernel):
+@pytest.mark.parametrize("kernel", HERE, ids=by_name)
+def test_threads_may_run_the_same_layer_at_once(kernel):
     rng = np.random.default_rng(7)
-    geometry = [Window(pads=(1, 1, 1, 1), groups=8)] if kernel.op == "conv2d" else []
-    shape = (16, 3, 3, 1) if geometry else (16, 64)
-    prepared = kernel.prepare(*draw_weights(rng, kernel, shape, 16), 5, *geometry)
-    inputs = [draw_activations(rng, (2, 9, 9, 8) if geometry else (70, 64), 8) for _ in range(16)]
-    alone = [kernel.run(prepared, x) for x in inputs]
+    window = Window(pads=(1, 1, 1, 1), groups=8) if kernel.depthwise else None
+    weight = draw_weight(rng, "ternary", (16, 3, 3, 1) if window else (16, 64), 16)
+    layer = Forced(weight, kernel, window=window, x_zero=5)
+    rows = kernel.most_rows or 70
+    inputs = [draw_activations(rng, (2, 9, 9, 8) if window else (rows, 64), 8) for _ in range(16)]
+    alone = [layer(x) for x in inputs]
+    gate = threading.Barrier(4)
+
+    def run(x):
+        if gate.n_waiting < 4 and not gate.broken:
+            gate.wait(timeout=60)
+        return layer(x, threads=2)
+
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda x: kernel.run(prepared, x), inputs))
+        together = list(pool.map(run, inputs))
     np.testing.assert_array_equal(together, alone)
+
+
+def test_weights_are_prepared_once():
+    weight = draw_weight(np.random.default_rng(1), "ternary", (8, 64), 16)
+    layer = Layer(weight)
+    prepared = layer.prepare(100)
+    assert isinstance(prepared, Prepared)
+    assert layer.prepare(1000) is prepared
+    assert prepared.resident_bytes > 0
+
+
+def test_what_cannot_be_packed_is_refused_where_packing_is_asked_for():
+    weight = draw_weight(np.random.default_rng(1), "ternary", (8, 64), 6)
+    if not any(kernel.compact for kernel in HERE):
+        pytest.skip("this machine has no such kernel")
+    from fgq.kernels import prepare_matmul
+
+    layer = prepare_matmul(weight, kernel="dot", memory="compact")
+    with pytest.raises(KernelError, match="begin at 0, 6, 12, 18"):
+        layer(np.zeros((64, 64), np.uint8))
