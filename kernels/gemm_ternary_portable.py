@@ -58,16 +58,11 @@ def prepare(matrices: list[Weight], isa: InstructionSet) -> Engine:
     Parameters
     ----------
     matrices : list of Weight
-        The conv groups' weights, [M / groups, K] each.
+        The conv groups' weights, [M / groups, K] each, in planes of codes -1..1.
     isa : InstructionSet
         The portable one.
-
-    Raises
-    ------
-    KernelError
-        If a code is beyond -4..4.
     """
-    listed = [_list(matrix.ternary()) for matrix in matrices]
+    listed = [_list(matrix) for matrix in matrices]
     longest = max(len(quads) for quads, *_ in listed)
     quads = np.zeros((len(listed), longest, _QUAD), np.uint8)
     for group, (own, *_) in enumerate(listed):

@@ -204,6 +204,8 @@ class Layer:
         check_activations(x, 2 if self.window is None else 4, self.inputs)
         if threads < 1:
             raise KernelError(f"threads: found {threads}, wanted at least 1")
+        if self.window is None and len(x) == 0:
+            return np.empty((0, self.outputs), epilogue.dtype)
         x = np.require(x, requirements=["C", "W"])
         image = x.reshape(1, -1, 1, self.inputs) if self.window is None else x
         taps = (1, 1) if self.window is None else (self.weight.shape[1], self.weight.shape[2])
@@ -227,7 +229,8 @@ class Layer:
         if kernel.whole_layer:
             content = module.prepare(self.weight, self.bias, self.x_zero, self.window, kernel.isa)
             return Prepared(kernel, Memory.FAST, content, self.weight.planes[0].codes.size)
-        matrices = self.weight.matrices(1 if self.window is None else self.window.groups)
+        weight = self.weight.ternary() if kernel.multiplication_free else self.weight
+        matrices = weight.matrices(1 if self.window is None else self.window.groups)
         memory = self._memory(kernel, matrices[0])
         options: dict[str, Any] = {}
         if kernel.compact:
