@@ -19,6 +19,11 @@ image (a full im2col) never exist. A *block* function is what one kernel module 
         sums      int32 [rows_step, outputs_step], to be written: sum_k w8[first + m, k] * panel[r, k]
         work      uint8 [work_bytes], aligned to 64 bytes, for whatever the kernel needs
 
+A kernel that wants the activations in another order, or tables made of them, also has a *stage* function,
+called once for each panel before its blocks; what it leaves in `work` stays there until the next panel::
+
+    stage(weights, group, panel, rows, work)
+
 Zero points and biases enter in the epilogue, as ``bias[m] - x_zero * sum_k w8[m, k]``. All memory is made
 before the first tile, one scratch for each thread.
 """
@@ -68,6 +73,12 @@ class Plan:
     direct: bool = False
 
 
+@jit
+def _leave(
+    weights: Any, group: int, panel: NDArray[np.uint8], rows: int, work: NDArray[np.uint8]
+) -> None: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Engine:
     """A layer's weights in the form of one kernel, with the code that runs on them.
@@ -83,12 +94,15 @@ class Engine:
     plan : callable
         ``plan(rows, outputs)`` returns the :class:`Plan` for that many rows and output channels of a group,
         for one thread; the driver makes smaller blocks where several threads would stand idle.
+    stage : callable
+        The compiled stage function; nothing is done by default.
     """
 
     block: Any
     tier: int
     weights: tuple[NDArray[Any], ...]
     plan: Callable[[int, int], Plan]
+    stage: Any = _leave
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -147,7 +161,7 @@ def drive(
          row_blocks, output_blocks, outputs, plan.outputs_step],
         np.int64,
     )  # fmt: skip
-    run = compose(engine.tier, engine.block)
+    run = compose(engine.tier, engine.block, engine.stage)
     flat, numbers, result = x.reshape(-1), geometry.numbers, out.reshape(-1).view(np.uint8)
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
@@ -177,8 +191,8 @@ def _rounded(count: int) -> int:
 
 
 @cache
-def compose(tier: int, block: Any) -> Any:
-    """Return the compiled loop around one block function, for one instruction set."""
+def compose(tier: int, block: Any, stage: Any) -> Any:
+    """Return the compiled loop around one block and one stage function, for one instruction set."""
     gather, finish = gatherer(tier), finisher(tier)
 
     @jit
@@ -208,7 +222,7 @@ def compose(tier: int, block: Any) -> Any:
             .reshape(rows_step, widest)
         )
         work = scratch[panel_bytes + sums_bytes :]
-        held = -1
+        held, panel = -1, gathered
         for unit in range(begin, end):
             # neighbouring units share their rows
             place, output_block = divmod(unit, output_blocks)
@@ -217,13 +231,14 @@ def compose(tier: int, block: Any) -> Any:
             rows = min(rows_step, all_rows - row)
             first = output_block * outputs_step
             outputs = min(outputs_step, group_outputs - first)
-            if direct and rows == rows_step:
-                panel = x[row * pitch : (row + rows) * pitch].reshape(rows_step, pitch)
-            else:
-                if place != held:
-                    gather(x, geometry, group, row, rows, gathered)
-                    held = place
-                panel = gathered
+            if place != held:
+                if direct and rows == rows_step:
+                    panel = x[row * pitch : (row + rows) * pitch].reshape(rows_step, pitch)
+                else:
+                    panel = gathered
+                    gather(x, geometry, group, row, rows, panel)
+                stage(weights, group, panel, rows, work)
+                held = place
             block(weights, group, panel, rows, first, outputs, sums, work)
             finish(
                 sums,
