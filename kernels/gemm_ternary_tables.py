@@ -1,0 +1,354 @@
+"""Matrix product of many rows with ternary weights by tables of sums: one vector addition for three weights.
+
+The lanes of a vector are rows of activations. The reduction is cut into segments of one scale each, a segment
+into units of up to four positions, most often three. For each unit all signed sums of its activations are
+tabulated,
+
+    entry (t0, t1, t2) = t0 * x[k] + t1 * x[k + 1] + t2 * x[k + 2]         t = -1, 0, 1: 27 vectors
+
+and every output channel adds the one entry that its codes name. An addition so stands for three weights of
+all rows in the vector, and tables are made once for all output channels. A unit's code is the offset of its
+entry in bytes, hence nothing is decoded. One multiplication by alpha brings a segment's sum into the int32
+sums::
+
+    codes   uint16 [segment, plane, output, unit]        offsets from the segment's tables
+    scales  int16  [segment, plane, output, 2] = (0, alpha), and one more 0
+    acc     int32  [output, row]                          even lanes of the 16-bit sums, then odd ones
+
+vpmaddwd with (alpha, 0) in all pairs of lanes multiplies the even lanes and widens them, with (0, alpha) the
+odd ones. Rows i and i + R (R 32-bit lanes) sit in lanes 2 i and 2 i + 1, so that acc comes out in order.
+
+8-bit activations: 16-bit lanes. A segment adds at most 64 values of magnitude 255 at most: 16,320 < 2**15.
+
+4-bit activations: 8-bit lanes, twice the rows. The activations are centred, x - 8, so that an entry of three
+lies in -24..24 and, stored as 0..48, five entries still fit a byte (240). Every five the bytes are widened:
+``w += v; h += v >> 8`` in 16-bit lanes gives both bytes' sums, low ``w - (h << 8)`` and high ``h``, exactly,
+since each stays below 2**16. Centre and offset are constants of each output channel, with which acc begins.
+
+The int32 sums wrap modulo 2**32, harmlessly, since the final value fits (:mod:`fgq.kernels.weights`).
+
+Instructions for 64 weights x 32 rows of 8-bit activations, N = 64, AVX-512: 22 index loads, 22 additions from
+memory, 2 vpmaddwd, 2 additions: 0.023 a multiply-add, two loads for every 96 of which bind.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.kernels._jit import jit
+from fgq.kernels.driver import Engine, Plan, aligned
+from fgq.kernels.simd.emit import Emitter, Value, emitted, i8, i16, i32, i64
+from fgq.kernels.simd.isa import InstructionSet, index_of
+from fgq.kernels.weights import Weight
+
+_TABLE_BYTES = 38 << 10
+"""Size of the tables in use at one time: most of a first-level cache of 48 KiB."""
+
+_OUTPUTS = 1024
+"""Output channels in a block: their sums stay in the second-level cache."""
+
+_FEW_OUTPUTS = 128
+"""Up to so many output channels, making large tables does not pay."""
+
+_CENTRE = 8
+"""What is taken off 4-bit activations."""
+
+_WIDEN_EVERY = 5
+"""Entries of 4-bit activations whose sum fits a byte: 5 * 2 * 3 * 8 = 240."""
+
+_UNITS: dict[int, tuple[int, ...]] = {
+    1: (1,),
+    2: (2,),
+    3: (3,),
+    4: (2, 2),
+    8: (3, 3, 2),
+    16: (3, 3, 3, 3, 3, 1),
+    32: (3,) * 10 + (2,),
+    64: (3,) * 21 + (1,),
+}
+"""Segment lengths, and the units that they are cut into."""
+
+_LARGE_UNITS = {4: (4,), 8: (4, 4)}
+"""The same where there are many output channels for each table."""
+
+
+def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int = 8) -> Engine:
+    """Write down which entries each output channel adds.
+
+    Parameters
+    ----------
+    matrices : list of Weight
+        The conv groups' weights, [M / groups, K] each, in planes of codes -1..1.
+    isa : InstructionSet
+        AVX-512 or AVX2.
+    activation_bits : int
+        8 or 4.
+    """
+    outputs, reduction = matrices[0].shape
+    planes = len(matrices[0].planes)
+    lengths = np.bincount(matrices[0].group)
+    choices = dict(_UNITS)
+    if outputs > _FEW_OUTPUTS and activation_bits == 8:
+        choices |= _LARGE_UNITS
+    # a segment costs its look-ups, and about four more operations for its scale
+    length = min(choices, key=lambda size: float((-(-lengths // size)).sum()) * (len(choices[size]) + 4))
+    units = choices[length]
+
+    packed = [_pack(matrix, length, units, isa.width) for matrix in matrices]
+    starts = packed[0][0]
+    codes, scales = (_stacked([part[index] for part in packed]) for index in (1, 2))
+    first = np.zeros((len(matrices), _rounded(outputs)), np.int32)
+    if activation_bits == 4:
+        for group, matrix in enumerate(matrices):
+            sums = matrix.int8().sum(axis=1, dtype=np.int64)
+            alphas = packed[group][3].sum(axis=0, dtype=np.int64)
+            first[group, :outputs] = (_CENTRE * (sums - length * alphas)).astype(np.int32)
+
+    table_bytes = sum(3**size for size in units) * isa.width
+    batch = max(1, min(len(starts), _TABLE_BYTES // table_bytes))
+    rows_step = isa.width // (2 if activation_bits == 8 else 1)
+    reach = int(starts[-1]) + length + -length % isa.width
+    pitch = max(reduction, reach)
+    vectors = 2 if activation_bits == 8 else 4
+
+    def plan(rows: int, outputs: int) -> Plan:
+        step = min(_rounded(outputs), _OUTPUTS)
+        work = 128 * isa.width + batch * table_bytes + step * vectors * isa.width
+        return Plan(rows_step=rows_step, outputs_step=step, pitch=pitch, work_bytes=work)
+
+    numbers = np.tile(np.array([batch, table_bytes, length, planes], np.int64), (len(matrices), 1))
+    return Engine(
+        block=make(index_of(isa), activation_bits, units),
+        tier=index_of(isa),
+        weights=(codes, scales, first, np.tile(starts, (len(matrices), 1)), numbers),
+        plan=plan,
+    )
+
+
+def _rounded(outputs: int) -> int:
+    return outputs + -outputs % 16
+
+
+def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    stacked = aligned((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    for index, array in enumerate(arrays):
+        stacked[index] = array
+    return stacked
+
+
+def _pack(
+    weight: Weight, length: int, units: tuple[int, ...], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.int16], NDArray[np.uint8]]:
+    """Return where segments start, codes, scales, and alpha uint8 [segments * planes, M]."""
+    outputs, reduction = weight.shape
+    lengths = np.bincount(weight.group)
+    counts = -(-lengths // length)
+    of_group = np.repeat(np.arange(lengths.size), counts)
+    within = np.arange(of_group.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = (np.cumsum(lengths) - lengths)[of_group] + length * within
+    segment = np.searchsorted(starts, np.arange(reduction), side="right") - 1
+    place = np.arange(reduction) - starts[segment]
+
+    padded, planes = _rounded(outputs), len(weight.planes)
+    codes = np.empty((starts.size, planes, padded, len(units)), np.uint16)
+    alpha = np.zeros((starts.size, planes, padded), np.uint8)
+    trits = np.zeros((padded, starts.size, length), np.int8)
+    for index, plane in enumerate(weight.planes):
+        trits[:outputs, segment, place] = plane.codes
+        alpha[:, index, :outputs] = plane.alpha[:, of_group].T
+        begin = offset = 0
+        for unit, size in enumerate(units):
+            powers = 3 ** np.arange(size - 1, -1, -1)
+            entry = (trits[:, :, begin : begin + size] + 1) @ powers
+            codes[:, index, :, unit] = (offset + entry * width).T
+            begin, offset = begin + size, offset + 3**size * width
+    scales = np.zeros(2 * alpha.size + 2, np.int16)
+    scales[1:-1:2] = alpha.reshape(-1)
+    return starts, codes, scales, alpha.reshape(-1, padded)[:, :outputs]
+
+
+@cache
+def make(tier: int, bits: int, units: tuple[int, ...]) -> Any:
+    """Return the block function for an instruction set, a width of activations and a cut into units."""
+    lookups = len(units)
+    biggest, rest = units[0], units[-1] if units[-1] != units[0] else 0
+    big_units = lookups - 1 if rest else lookups
+    big_bytes = 3**biggest
+
+    @jit
+    def block(
+        weights: Any,
+        group: int,
+        panel: NDArray[np.uint8],
+        rows: int,
+        first: int,
+        outputs: int,
+        sums: NDArray[np.int32],
+        work: NDArray[np.uint8],
+    ) -> None:
+        codes, scales, begin = weights[0][group], weights[1][group], weights[2][group]
+        starts, numbers = weights[3][group], weights[4][group]
+        batch, table_bytes, length, planes = numbers[0], numbers[1], numbers[2], numbers[3]
+        padded, pitch = codes.shape[2], panel.shape[1]
+        width = table_bytes // (big_units * big_bytes + (3**rest if rest else 0))
+        turned = work
+        tables = work[128 * width :]
+        acc = tables[batch * table_bytes :]
+        count = outputs + -outputs % 16
+        _begin(tier, begin[first:], acc, count, bits)
+        for s in range(0, starts.size, batch):
+            here = min(batch, starts.size - s)
+            for b in range(here):
+                _turn_activations(tier, panel, pitch, starts[s + b], length, turned, bits)
+                _tabulate(tier, turned, tables, b * table_bytes, big_units, biggest, bits)
+                if rest:
+                    _tabulate(
+                        tier, turned[big_units * biggest * width :], tables,
+                        b * table_bytes + big_units * big_bytes * width, 1, rest, bits,
+                    )  # fmt: skip
+            line = s * planes * padded + first
+            _look_up(
+                tier, codes, scales, line, padded, here, planes, tables, table_bytes, acc, count, lookups, bits
+            )
+        _turn_sums(tier, acc, sums, sums.shape[1], count, bits)
+
+    return block
+
+
+def _transposed(e: Emitter, rows: list[Value]) -> list[Value]:
+    """Transpose as many vectors as each has 32-bit lanes."""
+    count, step = len(rows), 1
+    while step < count:
+        turned = list(rows)
+        for i in range(count):
+            if i & step:
+                continue
+            one, other = rows[i], rows[i + step]
+            low = [lane if lane & step == 0 else count + lane - step for lane in range(count)]
+            high = [lane + step if lane & step == 0 else count + lane for lane in range(count)]
+            turned[i], turned[i + step] = one.shuffled(low, other), one.shuffled(high, other)
+        rows, step = turned, 2 * step
+    return rows
+
+
+@emitted
+def _begin(e: Emitter, first: Any, acc: Any, outputs: Any, bits: int) -> None:
+    """Fill the sums of each output channel with what they begin with."""
+    vectors = 2 if bits == 8 else 4
+    for m in e.range(0, outputs):
+        value = e.load_spread(first + m * 4, i32)
+        for i in range(vectors):
+            e.store(acc + m * (vectors * e.isa.width) + i * e.isa.width, value)
+
+
+@emitted
+def _turn_activations(
+    e: Emitter, panel: Any, pitch: Any, start: Any, length: Any, out: Any, bits: int
+) -> None:
+    """Bring positions start, .. of the panel's rows side by side: one vector for each position."""
+    lanes, width = e.lanes(i32), e.isa.width
+    low_half, even_bytes = 0xFFFF, 0x00FF00FF
+    for k in e.range(0, length, width):
+        parts = []
+        for quarter in range(2 if bits == 8 else 4):
+            rows = [
+                e.load(panel + (quarter * lanes + r) * pitch + start + k, i32) for r in range(lanes)
+            ]
+            parts.append(_transposed(e, rows))
+        for four in range(lanes):
+            place = out + (k + 4 * four) * width
+            pairs = []
+            for a, b in zip(parts[::2], parts[1::2], strict=True):
+                a, b = a[four], b[four]
+                pairs.append(
+                    ((a & low_half) | (b << 16), a.shifted_in_zeros(16) | (b & ~low_half))
+                )
+            for half in range(2):
+                if bits == 8:
+                    value = pairs[0][half]
+                    e.store(place + 2 * half * width, value & even_bytes)
+                    e.store(place + (2 * half + 1) * width, value.bits_as(i16).shifted_in_zeros(8))
+                else:
+                    one, other = pairs[0][half], pairs[1][half]
+                    even = (one & even_bytes) | ((other & even_bytes) << 8)
+                    odd = (one.shifted_in_zeros(8) & even_bytes) | (other & ~even_bytes)
+                    e.store(place + 2 * half * width, even.bits_as(i8) - _CENTRE)
+                    e.store(place + (2 * half + 1) * width, odd.bits_as(i8) - _CENTRE)
+
+
+@emitted
+def _tabulate(e: Emitter, turned: Any, tables: Any, offset: Any, units: Any, size: int, bits: int) -> None:
+    """Tabulate the signed sums of `size` activations, for as many units as there are."""
+    element, width = (i16, e.isa.width) if bits == 8 else (i8, e.isa.width)
+    for u in e.range(0, units):
+        table = tables + offset + u * (3**size * width)
+        entries = [e.filled(_CENTRE * size if bits == 4 else 0, element)]
+        for j in range(size):
+            x = e.load(turned + (u * size + j) * width, element)
+            entries = [made for entry in entries for made in (entry - x, entry, entry + x)]
+        for index, entry in enumerate(entries):
+            e.store(table + index * width, entry)
+
+
+@emitted
+def _look_up(
+    e: Emitter, codes: Any, scales: Any, line: Any, padded: Any, segments: Any, planes: Any,
+    tables: Any, table_bytes: Any, acc: Any, outputs: Any, lookups: int, bits: int,
+) -> None:  # fmt: skip
+    """Add the entries that the codes name, and bring them into the sums: the multiplication-free loop."""
+    width = e.isa.width
+    vectors = 2 if bits == 8 else 4
+    for m in e.range(0, outputs):
+        place = acc + m * (vectors * width)
+        totals = [e.variable(e.load(place + i * width, i32)) for i in range(vectors)]
+        row = e.variable(line + m)
+        for s in e.range(0, segments):
+            table = tables + s * table_bytes
+            for _ in e.range(0, planes):
+                code = codes + row.value * (2 * lookups)
+                offsets = [e.load_number(code + 2 * u, i16).unsigned(i64) for u in range(lookups)]
+                found = (e.load(table + offset, i16 if bits == 8 else i8) for offset in offsets)
+                halves = [_sum(found)] if bits == 8 else _sum_bytes(e, found)
+                scale = scales + row.value * 4
+                even, odd = (
+                    e.load_spread(scale + at, i32).bits_as(i16) for at in (2, 0)
+                )
+                for i, half in enumerate(halves):
+                    totals[2 * i] += e.pair_sums(half, even)
+                    totals[2 * i + 1] += e.pair_sums(half, odd)
+                row += padded
+        for i in range(vectors):
+            e.store(place + i * width, totals[i])
+
+
+def _sum(values: Any) -> Value:
+    total = next(values)
+    for value in values:
+        total = total + value
+    return total
+
+
+def _sum_bytes(e: Emitter, values: Any) -> list[Value]:
+    """Return the sums of the even and of the odd bytes in 16-bit lanes."""
+    both, high = e.zeros(i16), e.zeros(i16)
+    waiting = list(values)
+    for begin in range(0, len(waiting), _WIDEN_EVERY):
+        five = _sum(iter(waiting[begin : begin + _WIDEN_EVERY])).bits_as(i16)
+        both, high = both + five, high + five.shifted_in_zeros(8)
+    return [both - (high << 8), high]
+
+
+@emitted
+def _turn_sums(e: Emitter, acc: Any, sums: Any, pitch: Any, outputs: Any, bits: int) -> None:
+    """Bring sums [output, row] into [row, output]."""
+    lanes, width = e.lanes(i32), e.isa.width
+    vectors = 2 if bits == 8 else 4
+    for m in e.range(0, outputs, lanes):
+        for i in range(vectors):
+            rows = [e.load(acc + (m + j) * (vectors * width) + i * width, i32) for j in range(lanes)]
+            for r, value in enumerate(_transposed(e, rows)):
+                e.store(sums + ((i * lanes + r) * pitch + m) * 4, value)
