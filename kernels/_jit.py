@@ -56,6 +56,12 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     folder. Where none of these can be written (a read-only installation under a read-only home), a
     private folder among the temporary files takes their place, and failing that nothing is cached.
     """
+    if function.__closure__:
+        # variants need names of their own: code from the cache is linked by name
+        variant = hashlib.sha256(describe_closure(function).encode()).hexdigest()[:16]
+        function.__name__, function.__qualname__ = (
+            f"{name}_{variant}" for name in (function.__name__, function.__qualname__)
+        )
     compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
     if isinstance(compiled, Dispatcher):
         cached = _cache_of(function)
@@ -96,8 +102,7 @@ def _describe(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_describe(item) for item in value)
     if isinstance(value, Dispatcher):
-        inner = value.py_func
-        return inner.__module__, inner.__qualname__, describe_closure(inner)
+        return value.py_func.__module__, value.py_func.__qualname__  # which tells variants apart
     if isinstance(value, Intrinsic):
         return value.__module__, value.__qualname__
     raise KernelError(

@@ -11,9 +11,11 @@ all rows in the vector, and tables are made once for all output channels. A unit
 entry in bytes, hence nothing is decoded. One multiplication by alpha brings a segment's sum into the int32
 sums::
 
-    codes   uint16 [segment, plane, output, unit]        offsets from the segment's tables
-    scales  int16  [segment, plane, output, 2] = (0, alpha), and one more 0
-    acc     int32  [output, row]                          even lanes of the 16-bit sums, then odd ones
+    codes   uint16 [batch, plane, output, segment, unit]      offsets from the first of the batch's tables
+    scales  int16  [batch, plane, output, segment, 2] = (0, alpha), and one more 0
+    acc     int32  [output, row]                               even lanes of the 16-bit sums, then odd ones
+
+The tables of a batch of segments fill most of the first-level cache; codes are read four at a time.
 
 vpmaddwd with (alpha, 0) in all pairs of lanes multiplies the even lanes and widens them, with (0, alpha) the
 odd ones. Rows i and i + R (R 32-bit lanes) sit in lanes 2 i and 2 i + 1, so that acc comes out in order.
@@ -42,7 +44,7 @@ from numpy.typing import NDArray
 from fgq.kernels._jit import jit
 from fgq.kernels.driver import Engine, Plan, aligned
 from fgq.kernels.simd.emit import Emitter, Value, emitted, i8, i16, i32, i64
-from fgq.kernels.simd.isa import InstructionSet, index_of
+from fgq.kernels.simd.isa import INSTRUCTION_SETS, InstructionSet, index_of
 from fgq.kernels.weights import Weight
 
 _TABLE_BYTES = 38 << 10
@@ -56,6 +58,9 @@ _FEW_OUTPUTS = 128
 
 _CENTRE = 8
 """What is taken off 4-bit activations."""
+
+_TOGETHER = 4
+"""Codes that are read with one load."""
 
 _WIDEN_EVERY = 5
 """Entries of 4-bit activations whose sum fits a byte: 5 * 2 * 3 * 8 = 240."""
@@ -89,7 +94,6 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int
         8 or 4.
     """
     outputs, reduction = matrices[0].shape
-    planes = len(matrices[0].planes)
     lengths = np.bincount(matrices[0].group)
     choices = dict(_UNITS)
     if outputs > _FEW_OUTPUTS and activation_bits == 8:
@@ -98,35 +102,39 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int
     length = min(choices, key=lambda size: float((-(-lengths // size)).sum()) * (len(choices[size]) + 4))
     units = choices[length]
 
-    packed = [_pack(matrix, length, units, isa.width) for matrix in matrices]
+    batch = max(1, min(-(-lengths // length).sum(), _TABLE_BYTES // (_entries(units) * isa.width)))
+    packed = [_pack(matrix, length, units, batch, isa.width) for matrix in matrices]
     starts = packed[0][0]
     codes, scales = (_stacked([part[index] for part in packed]) for index in (1, 2))
     first = np.zeros((len(matrices), _rounded(outputs)), np.int32)
     if activation_bits == 4:
         for group, matrix in enumerate(matrices):
             sums = matrix.int8().sum(axis=1, dtype=np.int64)
-            alphas = packed[group][3].sum(axis=0, dtype=np.int64)
-            first[group, :outputs] = (_CENTRE * (sums - length * alphas)).astype(np.int32)
+            first[group, :outputs] = (_CENTRE * (sums - length * packed[group][3])).astype(np.int32)
 
-    table_bytes = sum(3**size for size in units) * isa.width
-    batch = max(1, min(len(starts), _TABLE_BYTES // table_bytes))
     rows_step = isa.width // (2 if activation_bits == 8 else 1)
-    reach = int(starts[-1]) + length + -length % isa.width
+    reach = int(starts.max()) + length + -length % isa.width
     pitch = max(reduction, reach)
     vectors = 2 if activation_bits == 8 else 4
 
     def plan(rows: int, outputs: int) -> Plan:
         step = min(_rounded(outputs), _OUTPUTS)
-        work = 128 * isa.width + batch * table_bytes + step * vectors * isa.width
-        return Plan(rows_step=rows_step, outputs_step=step, pitch=pitch, work_bytes=work)
+        work = (128 + batch * _entries(units) + step * vectors) * isa.width
+        return Plan(
+            rows_step=rows_step, outputs_step=step, pitch=pitch, work_bytes=work, direct=pitch == reduction
+        )
 
-    numbers = np.tile(np.array([batch, table_bytes, length, planes], np.int64), (len(matrices), 1))
     return Engine(
-        block=make(index_of(isa), activation_bits, units),
+        block=make(index_of(isa), activation_bits, units, int(batch)),
         tier=index_of(isa),
-        weights=(codes, scales, first, np.tile(starts, (len(matrices), 1)), numbers),
+        weights=(codes, scales, first, np.tile(starts, (len(matrices), 1))),
         plan=plan,
     )
+
+
+def _entries(units: tuple[int, ...]) -> int:
+    """Return how many vectors the tables of one segment take."""
+    return sum(3**size for size in units)
 
 
 def _rounded(outputs: int) -> int:
@@ -141,9 +149,12 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _pack(
-    weight: Weight, length: int, units: tuple[int, ...], width: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.int16], NDArray[np.uint8]]:
-    """Return where segments start, codes, scales, and alpha uint8 [segments * planes, M]."""
+    weight: Weight, length: int, units: tuple[int, ...], batch: int, width: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.int16], NDArray[np.int64]]:
+    """Return where segments start, codes, scales, and the sum of the scales int64 [M].
+
+    The last batch is filled up with segments of scale 0 that begin where the first one does.
+    """
     outputs, reduction = weight.shape
     lengths = np.bincount(weight.group)
     counts = -(-lengths // length)
@@ -153,31 +164,36 @@ def _pack(
     segment = np.searchsorted(starts, np.arange(reduction), side="right") - 1
     place = np.arange(reduction) - starts[segment]
 
-    padded, planes = _rounded(outputs), len(weight.planes)
-    codes = np.empty((starts.size, planes, padded, len(units)), np.uint16)
-    alpha = np.zeros((starts.size, planes, padded), np.uint8)
-    trits = np.zeros((padded, starts.size, length), np.int8)
+    segments, padded, planes = len(starts) + -len(starts) % batch, _rounded(outputs), len(weight.planes)
+    shape = (planes, padded, segments // batch, batch)
+    codes = np.zeros((*shape, len(units)), np.uint16)
+    alpha = np.zeros((planes, padded, segments), np.uint8)
     for index, plane in enumerate(weight.planes):
+        trits = np.zeros((padded, segments, length), np.int8)
         trits[:outputs, segment, place] = plane.codes
-        alpha[:, index, :outputs] = plane.alpha[:, of_group].T
-        begin = offset = 0
+        alpha[index, :outputs, : len(starts)] = plane.alpha[:, of_group]
+        begin, offset = 0, np.arange(batch) * _entries(units) * width
         for unit, size in enumerate(units):
-            powers = 3 ** np.arange(size - 1, -1, -1)
-            entry = (trits[:, :, begin : begin + size] + 1) @ powers
-            codes[:, index, :, unit] = (offset + entry * width).T
+            entry = (trits[:, :, begin : begin + size] + 1) @ 3 ** np.arange(size - 1, -1, -1)
+            codes[index, ..., unit] = entry.reshape(shape[1:]) * width + offset
             begin, offset = begin + size, offset + 3**size * width
+    lookups = batch * len(units)
+    by_batch = np.zeros((shape[2], planes, padded, lookups + -lookups % _TOGETHER), np.uint16)
+    by_batch[..., :lookups] = codes.transpose(2, 0, 1, 3, 4).reshape(*by_batch.shape[:3], lookups)
     scales = np.zeros(2 * alpha.size + 2, np.int16)
-    scales[1:-1:2] = alpha.reshape(-1)
-    return starts, codes, scales, alpha.reshape(-1, padded)[:, :outputs]
+    scales[1:-1:2] = alpha.reshape(shape).transpose(2, 0, 1, 3).reshape(-1)
+    starts = np.append(starts, np.zeros(segments - len(starts), np.int64))
+    return starts, by_batch, scales, alpha[:, :outputs].sum(axis=(0, 2), dtype=np.int64)
 
 
 @cache
-def make(tier: int, bits: int, units: tuple[int, ...]) -> Any:
+def make(tier: int, bits: int, units: tuple[int, ...], batch: int) -> Any:
     """Return the block function for an instruction set, a width of activations and a cut into units."""
-    lookups = len(units)
-    biggest, rest = units[0], units[-1] if units[-1] != units[0] else 0
-    big_units = lookups - 1 if rest else lookups
-    big_bytes = 3**biggest
+    length, lookups = sum(units), len(units)
+    width = INSTRUCTION_SETS[tier].width
+    table_bytes = _entries(units) * width
+    size, rest = units[0], units[-1] if units[-1] != units[0] else 0
+    alike = lookups - 1 if rest else lookups
 
     @jit
     def block(
@@ -190,30 +206,24 @@ def make(tier: int, bits: int, units: tuple[int, ...]) -> Any:
         sums: NDArray[np.int32],
         work: NDArray[np.uint8],
     ) -> None:
-        codes, scales, begin = weights[0][group], weights[1][group], weights[2][group]
-        starts, numbers = weights[3][group], weights[4][group]
-        batch, table_bytes, length, planes = numbers[0], numbers[1], numbers[2], numbers[3]
-        padded, pitch = codes.shape[2], panel.shape[1]
-        width = table_bytes // (big_units * big_bytes + (3**rest if rest else 0))
-        turned = work
-        tables = work[128 * width :]
+        codes, scales, begin, starts = weights[0][group], weights[1][group], weights[2][group], weights[3][group]
+        planes, padded, pitch = codes.shape[1], codes.shape[2], panel.shape[1]
+        turned, tables = work, work[128 * width :]
         acc = tables[batch * table_bytes :]
         count = outputs + -outputs % 16
         _begin(tier, begin[first:], acc, count, bits)
-        for s in range(0, starts.size, batch):
-            here = min(batch, starts.size - s)
-            for b in range(here):
-                _turn_activations(tier, panel, pitch, starts[s + b], length, turned, bits)
-                _tabulate(tier, turned, tables, b * table_bytes, big_units, biggest, bits)
+        for index in range(codes.shape[0]):
+            for b in range(batch):
+                _turn_activations(tier, panel, pitch, starts[index * batch + b], length, turned, bits)
+                own = tables[b * table_bytes :]
+                _tabulate(tier, turned, own, alike, size, bits)
                 if rest:
                     _tabulate(
-                        tier, turned[big_units * biggest * width :], tables,
-                        b * table_bytes + big_units * big_bytes * width, 1, rest, bits,
-                    )  # fmt: skip
-            line = s * planes * padded + first
-            _look_up(
-                tier, codes, scales, line, padded, here, planes, tables, table_bytes, acc, count, lookups, bits
-            )
+                        tier, turned[alike * size * width :], own[alike * 3**size * width :], 1, rest, bits
+                    )
+            for plane in range(planes):
+                line = (index * planes + plane) * padded + first
+                _look_up(tier, codes[index, plane, first:], scales, line, tables, acc, count, lookups, batch, bits)
         _turn_sums(tier, acc, sums, sums.shape[1], count, bits)
 
     return block
@@ -281,11 +291,11 @@ def _turn_activations(
 
 
 @emitted
-def _tabulate(e: Emitter, turned: Any, tables: Any, offset: Any, units: Any, size: int, bits: int) -> None:
+def _tabulate(e: Emitter, turned: Any, tables: Any, units: Any, size: int, bits: int) -> None:
     """Tabulate the signed sums of `size` activations, for as many units as there are."""
     element, width = (i16, e.isa.width) if bits == 8 else (i8, e.isa.width)
     for u in e.range(0, units):
-        table = tables + offset + u * (3**size * width)
+        table = tables + u * (3**size * width)
         entries = [e.filled(_CENTRE * size if bits == 4 else 0, element)]
         for j in range(size):
             x = e.load(turned + (u * size + j) * width, element)
@@ -296,48 +306,51 @@ def _tabulate(e: Emitter, turned: Any, tables: Any, offset: Any, units: Any, siz
 
 @emitted
 def _look_up(
-    e: Emitter, codes: Any, scales: Any, line: Any, padded: Any, segments: Any, planes: Any,
-    tables: Any, table_bytes: Any, acc: Any, outputs: Any, lookups: int, bits: int,
+    e: Emitter, codes: Any, scales: Any, line: Any, tables: Any, acc: Any, outputs: Any,
+    lookups: int, batch: int, bits: int,
 ) -> None:  # fmt: skip
     """Add the entries that the codes name, and bring them into the sums: the multiplication-free loop."""
-    width = e.isa.width
-    vectors = 2 if bits == 8 else 4
+    element, vectors, width = (i16, 2, e.isa.width) if bits == 8 else (i8, 4, e.isa.width)
+    steps = -(-batch * lookups // _TOGETHER)
     for m in e.range(0, outputs):
         place = acc + m * (vectors * width)
-        totals = [e.variable(e.load(place + i * width, i32)) for i in range(vectors)]
-        row = e.variable(line + m)
-        for s in e.range(0, segments):
-            table = tables + s * table_bytes
-            for _ in e.range(0, planes):
-                code = codes + row.value * (2 * lookups)
-                offsets = [e.load_number(code + 2 * u, i16).unsigned(i64) for u in range(lookups)]
-                found = (e.load(table + offset, i16 if bits == 8 else i8) for offset in offsets)
-                halves = [_sum(found)] if bits == 8 else _sum_bytes(e, found)
-                scale = scales + row.value * 4
-                even, odd = (
-                    e.load_spread(scale + at, i32).bits_as(i16) for at in (2, 0)
-                )
-                for i, half in enumerate(halves):
-                    totals[2 * i] += e.pair_sums(half, even)
-                    totals[2 * i + 1] += e.pair_sums(half, odd)
-                row += padded
+        totals = [e.load(place + i * width, i32) for i in range(vectors)]
+        code, scale = codes + m * (2 * _TOGETHER * steps), scales + (line + m) * (4 * batch)
+        offsets: list[Value] = []
+        for segment in range(batch):
+            found = []
+            for _ in range(lookups):
+                if not offsets:
+                    offsets = _offsets(e, code)
+                    code = code + 2 * _TOGETHER
+                found.append(e.load(tables + offsets.pop(0), element))
+            halves = [_sum(found)] if bits == 8 else _sum_bytes(e, found)
+            even, odd = (e.load_spread(scale + 4 * segment + at, i32).bits_as(i16) for at in (2, 0))
+            for i, half in enumerate(halves):
+                totals[2 * i] += e.pair_sums(half, even)
+                totals[2 * i + 1] += e.pair_sums(half, odd)
         for i in range(vectors):
             e.store(place + i * width, totals[i])
 
 
-def _sum(values: Any) -> Value:
-    total = next(values)
-    for value in values:
+def _offsets(e: Emitter, code: Any) -> list[Value]:
+    """Read four codes with one load: loads are what the loop has least of."""
+    four = e.load_number(code, i64)
+    return [four.shifted_in_zeros(16 * i) & 0xFFFF for i in range(_TOGETHER)]
+
+
+def _sum(values: list[Value]) -> Value:
+    total = values[0]
+    for value in values[1:]:
         total = total + value
     return total
 
 
-def _sum_bytes(e: Emitter, values: Any) -> list[Value]:
+def _sum_bytes(e: Emitter, values: list[Value]) -> list[Value]:
     """Return the sums of the even and of the odd bytes in 16-bit lanes."""
     both, high = e.zeros(i16), e.zeros(i16)
-    waiting = list(values)
-    for begin in range(0, len(waiting), _WIDEN_EVERY):
-        five = _sum(iter(waiting[begin : begin + _WIDEN_EVERY])).bits_as(i16)
+    for begin in range(0, len(values), _WIDEN_EVERY):
+        five = _sum(values[begin : begin + _WIDEN_EVERY]).bits_as(i16)
         both, high = both + five, high + five.shifted_in_zeros(8)
     return [both - (high << 8), high]
 
