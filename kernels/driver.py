@@ -25,11 +25,13 @@ called once for each panel before its blocks; what it leaves in `work` stays the
     stage(weights, group, panel, rows, work)
 
 Zero points and biases enter in the epilogue, as ``bias[m] - x_zero * sum_k w8[m, k]``. All memory is made
-before the first tile, one scratch for each thread.
+before the first tile, one scratch for each thread, and kept for the calling thread's next layer: the system
+takes longer to hand out fresh pages than a small layer takes to run.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -58,12 +60,12 @@ class Plan:
     outputs_step : int
         Most output channels in a block.
     pitch : int
-        Bytes from one row of a panel to the next, K at least.
+        Bytes from one row of a gathered panel to the next, K at least.
     work_bytes : int
         Scratch that the kernel needs beside panel and sums.
     direct : bool
-        Whether rows of the input may be handed over as they lie, where nothing needs gathering and K equals
-        `pitch`; then no byte behind the last row may be read.
+        Whether rows of the input may be handed over as they lie, K bytes apart, where nothing needs
+        gathering; then no byte behind the last row may be read.
     """
 
     rows_step: int
@@ -113,6 +115,22 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return memory[start : start + count].view(dtype).reshape(shape)
 
 
+class _Held(threading.local):
+    """Memory that a thread keeps from one layer to the next."""
+
+    def __init__(self) -> None:
+        self._memory = aligned((0,), np.uint8)
+
+    def borrow(self, count: int, size: int) -> NDArray[np.uint8]:
+        """Return `count` pieces of `size` bytes, which hold anything."""
+        if self._memory.size < count * size:
+            self._memory = aligned((count * size,), np.uint8)
+        return self._memory[: count * size].reshape(count, size)
+
+
+_held = _Held()
+
+
 def drive(
     engine: Engine,
     x: NDArray[np.uint8],
@@ -155,7 +173,7 @@ def drive(
 
     panel_bytes = _rounded(rows_step * plan.pitch + ALIGNMENT)
     sums_bytes = _rounded(4 * rows_step * plan.outputs_step)
-    scratch = aligned((threads, panel_bytes + sums_bytes + _rounded(plan.work_bytes)), np.uint8)
+    scratch = _held.borrow(threads, panel_bytes + sums_bytes + _rounded(plan.work_bytes))
     cut = np.array(
         [rows_step, outputs_step, plan.pitch, plan.direct and geometry.gapless, panel_bytes, sums_bytes,
          row_blocks, output_blocks, outputs, plan.outputs_step],
@@ -214,7 +232,7 @@ def compose(tier: int, block: Any, stage: Any) -> Any:
         rows_step, outputs_step, pitch = cut[0], cut[1], cut[2]
         direct, panel_bytes, sums_bytes = cut[3] != 0, cut[4], cut[5]
         row_blocks, output_blocks, group_outputs, widest = cut[6], cut[7], cut[8], cut[9]
-        all_rows = geometry[0]
+        all_rows, channels = geometry[0], geometry[3]
         gathered = scratch[: rows_step * pitch].reshape(rows_step, pitch)
         sums = (
             scratch[panel_bytes : panel_bytes + 4 * rows_step * widest]
@@ -233,7 +251,7 @@ def compose(tier: int, block: Any, stage: Any) -> Any:
             outputs = min(outputs_step, group_outputs - first)
             if place != held:
                 if direct and rows == rows_step:
-                    panel = x[row * pitch : (row + rows) * pitch].reshape(rows_step, pitch)
+                    panel = x[row * channels : (row + rows) * channels].reshape(rows_step, channels)
                 else:
                     panel = gathered
                     gather(x, geometry, group, row, rows, panel)
