@@ -28,7 +28,7 @@ Instructions
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -55,20 +55,23 @@ from fgq.kernels.weights import Weight
 _ROWS = 16
 """Rows in a tile."""
 
+_PAIR = 2 * _ROWS
+"""Rows in a pair of tiles; blocks are multiples of it."""
+
 _SETTINGS = 64
 """Bytes that tell the shapes of the tile registers; they come first in the work memory."""
 
+_NEAR = 1024
+"""Longest K for which 32 rows of activations stay in the nearest cache while panels of weights pass by."""
+
 _PANEL_BYTES = 1 << 19
-"""Memory for the tiles of activations: a quarter of a second-level cache."""
+"""Memory for a block's activations, and for its weights: each a quarter of a second-level cache."""
 
 _SUMS = 1 << 15
 """Sums in a block."""
 
-_PAIR = 2 * _ROWS
-"""Rows in a pair of tiles; blocks are multiples of it."""
-
-_MOST_ROWS = 512
-"""Rows in a block, where K is small."""
+_WIDEST = 256
+"""Outputs in a block."""
 
 _FAR_BYTES = 1 << 20
 """Weights beyond this do not stay in the second-level cache from block to block."""
@@ -99,25 +102,34 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
     """
     reduction = matrices[0].shape[1]
     steps, tier = steps_of(reduction), index_of(isa)
+    depth = steps * DEPTH
+    # a pitch of an odd number of cache lines spreads a tile's rows over the cache, and is not K
+    pitch = depth + DEPTH * (1 + steps % 2)
+    direct = reduction % DEPTH == 0 or reduction > _NEAR
     coding, weights = pack_compact(matrices) if compact else (None, pack(matrices))
     numbers = (0, 0, 0) if coding is None else (coding.bits, coding.run, coding.planes)
 
     def plan(rows: int, outputs: int) -> Plan:
-        most = min(_MOST_ROWS, max(_PAIR, _PANEL_BYTES // (steps * DEPTH)))
-        rows_step = min(_up(rows, _PAIR), most - most % _PAIR)
-        widest = max(OUTPUTS_MULTIPLE, _SUMS // rows_step)
+        widest = max(OUTPUTS_MULTIPLE, min(_WIDEST, _PANEL_BYTES // depth))
         outputs_step = min(_up(outputs, OUTPUTS_MULTIPLE), widest - widest % OUTPUTS_MULTIPLE)
-        decoded = 4 * (steps + 1) * TILE_BYTES if compact else 0
-        work_bytes = _SETTINGS + rows_step // _ROWS * steps * TILE_BYTES + decoded
+        most = max(_PAIR, min(_SUMS // outputs_step, _PANEL_BYTES // depth))
+        rows_step = min(_up(rows, _PAIR), most - most % _PAIR)
+        if direct and 4 * _PAIR <= rows < rows_step and outputs * depth <= _FAR_BYTES:
+            rows_step -= _PAIR  # the rest is gathered, rather than all
+        tiled = rows_step // _ROWS * steps * TILE_BYTES if reduction > _NEAR else 0
+        decoded = outputs_step // OUTPUTS * (steps + 1) * TILE_BYTES if compact else 0
         return Plan(
-            rows_step=rows_step,
-            outputs_step=outputs_step,
-            pitch=reduction,
-            work_bytes=work_bytes,
-            direct=True,
-        )
+            rows_step=rows_step, outputs_step=outputs_step, pitch=pitch, direct=direct,
+            work_bytes=_SETTINGS + tiled + decoded,
+        )  # fmt: skip
 
-    return Engine(block=_block(tier, *numbers), tier=tier, weights=(weights,), plan=plan, stage=_stage(tier))
+    return Engine(
+        block=_block(tier, *numbers),
+        tier=tier,
+        weights=(weights, np.full((len(matrices), 1), reduction, np.int64)),
+        plan=plan,
+        stage=_stage(tier),
+    )
 
 
 def _up(count: int, multiple: int) -> int:
@@ -128,7 +140,7 @@ def _up(count: int, multiple: int) -> int:
 def _stage(tier: int) -> Any:
     @jit
     def stage(weights: Any, group: int, panel: NDArray[np.uint8], rows: int, work: NDArray[np.uint8]) -> None:
-        _tile_rows(tier, panel, panel.shape[1], rows, work)
+        _prepare_tiles(tier, panel, panel.shape[1], rows, weights[1][group, 0], work)
 
     return stage
 
@@ -147,21 +159,21 @@ def _block(tier: int, bits: int, run: int, planes: int) -> Any:
         work: NDArray[np.uint8],
     ) -> None:
         _multiply(
-            tier, bits, run, planes, weights[0][group], weights[0].shape[1], panel.shape[1], rows, first,
-            outputs, sums, sums.shape[1], sums.shape[0], work,
+            tier, bits, run, planes, weights[0][group], weights[0].shape[1], weights[1][group, 0], panel,
+            panel.shape[1], rows, first, outputs, sums, sums.shape[1], sums.shape[0], work,
         )  # fmt: skip
 
     return block
 
 
 @emitted
-def _tile_rows(e: Emitter, panel: Any, reduction: Any, rows: Any, work: Any) -> None:
-    """Write rows of K bytes into tiles, and zeros behind K; nothing is written behind the last row."""
+def _prepare_tiles(e: Emitter, panel: Any, pitch: Any, rows: Any, reduction: Any, work: Any) -> None:
+    """Tell the shapes of the tiles, and write long rows as they lie in the input into tiles."""
     shape = [1] + 15 * [0] + 8 * [DEPTH, 0] + 16 * [0] + 8 * [_ROWS] + 8 * [0]
     e.store(work, e.constant(shape, i8))
     steps = (reduction + (DEPTH - 1)) // DEPTH
     whole = reduction // DEPTH
-    for row in e.range(0, rows):
+    for row in e.range(0, e.choose(_tiled(pitch, reduction), rows, 0)):
         source = panel + row * reduction
         tile = work + (row // _ROWS * (steps * TILE_BYTES) + row % _ROWS * DEPTH + _SETTINGS)
         for step in e.range(0, whole):
@@ -170,63 +182,94 @@ def _tile_rows(e: Emitter, panel: Any, reduction: Any, rows: Any, work: Any) -> 
             e.store(tile + step * TILE_BYTES, e.load_first(source + step * DEPTH, reduction % DEPTH, i8))
 
 
+def _tiled(pitch: Value, reduction: Value) -> Value:
+    return (pitch.equals(reduction).unsigned(i64) + (reduction > _NEAR).unsigned(i64)).equals(2)
+
+
 @emitted
 def _multiply(
-    e: Emitter, bits: Any, run: Any, planes: Any, weights: Any, weight_bytes: Any, reduction: Any, rows: Any,
-    first: Any, outputs: Any, sums: Any, widest: Any, rows_step: Any, work: Any,
+    e: Emitter, bits: Any, run: Any, planes: Any, weights: Any, weight_bytes: Any, reduction: Any,
+    panel: Any, pitch: Any, rows: Any, first: Any, outputs: Any, sums: Any, widest: Any, rows_step: Any,
+    work: Any,
 ) -> None:  # fmt: skip
     coding = Coding(bits=bits, run=run, planes=planes) if bits else None
     steps = (reduction + (DEPTH - 1)) // DEPTH
+    row_of_tiles = steps * TILE_BYTES
     record = coding.record_bytes if coding else TILE_BYTES
     weights = weights + first // OUTPUTS * (steps * record)
-    rows_tiles = Tiles(work + _SETTINGS, steps * TILE_BYTES)
-    decoded = work + (rows_step // _ROWS * (steps * TILE_BYTES) + _SETTINGS)
+    tiled = _tiled(pitch, reduction)
+    rows_in_tiles = Tiles(
+        Pointer(e, e.builder.select(tiled.ir, (work + _SETTINGS).ir, panel.ir)),
+        stride=e.choose(tiled, row_of_tiles, pitch * _ROWS),
+        step=e.choose(tiled, e.number(TILE_BYTES), DEPTH),
+        line=e.choose(tiled, e.number(DEPTH), pitch),
+    )
+    decoded = work + (e.choose(reduction > _NEAR, rows_step // _ROWS * row_of_tiles, 0) + _SETTINGS)
     row_tiles = (rows + (_ROWS - 1)) // _ROWS
-    pairs, pitch = row_tiles // 2, widest * 4
-    asking = e.choose(e.number(weight_bytes) > _FAR_BYTES, e.smaller(pairs, _ASKING), 0)
+    pairs = (row_tiles + 1) // 2 if coding else row_tiles // 2
+    columns = (outputs + (2 * OUTPUTS - 1)) // (2 * OUTPUTS)
+    bytes_of_row = widest * 4
+    near = reduction <= _NEAR
+    asking = e.choose(e.number(weight_bytes) > _FAR_BYTES, e.choose(near, e.number(0), _ASKING), 0)
 
     e.tile_configure(work)
-    for wide in e.range(0, outputs, OUTPUTS_MULTIPLE):
-        for output in e.range(wide, e.smaller(wide + OUTPUTS_MULTIPLE, outputs), 2 * OUTPUTS):
-            given = weights + output // OUTPUTS * (steps * record)
-            out = sums + output * 4
+    for outer in e.range(0, e.choose(near, pairs, columns)):
+        for inner in e.range(0, e.choose(near, columns, pairs)):
+            pair, column = e.choose(near, outer, inner), e.choose(near, inner, outer)
+            left = rows_in_tiles.at(2 * pair)
+            given = weights + column * (2 * steps * record)
+            out = sums + (pair * (_PAIR * bytes_of_row) + column * (8 * OUTPUTS))
             if coding:
-                stride = (steps + 1) * TILE_BYTES
-                panels = Tiles(decoded + (output - wide) // OUTPUTS * stride, stride)
-                _products(e, rows_tiles, 2, panels, 2, steps, out, pitch, decoding=(given, coding))
-                begin: Any = 1
+                stride = row_of_tiles + TILE_BYTES
+                right = Tiles(decoded + column * (2 * stride), stride)
+                is_first = pair < 1
+                with e.when(is_first):
+                    _products(e, left, 2, right, 2, steps, out, bytes_of_row, decoding=(given, coding))
+                with e.when(~is_first):
+                    _products(e, left, 2, right, 2, steps, out, bytes_of_row)
             else:
-                panels = Tiles(given, steps * TILE_BYTES)
-                for pair in e.range(0, asking):
+                right = Tiles(given, row_of_tiles)
+                asks = pair < asking
+                with e.when(asks):
                     far = given + (steps * (2 * TILE_BYTES) + pair * (steps * (64 * _ASKED_LINES)))
-                    _products(
-                        e, rows_tiles.at(2 * pair), 2, panels, 2, steps, out + pair * _PAIR * pitch, pitch,
-                        asked=far,
-                    )  # fmt: skip
-                begin = asking
-            for pair in e.range(begin, pairs):
-                _products(e, rows_tiles.at(2 * pair), 2, panels, 2, steps, out + pair * _PAIR * pitch, pitch)
-        with e.when((row_tiles % 2 + (row_tiles > (1 if coding else 0)).unsigned(i64)).equals(2)):
-            if coding:
-                panels = Tiles(decoded, (steps + 1) * TILE_BYTES)
-            else:
-                panels = Tiles(weights + wide // OUTPUTS * (steps * TILE_BYTES), steps * TILE_BYTES)
+                    _products(e, left, 2, right, 2, steps, out, bytes_of_row, asked=far)
+                with e.when(~asks):
+                    _products(e, left, 2, right, 2, steps, out, bytes_of_row)
+    if not coding:
+        with e.when((row_tiles % 2).equals(1)):
             last = row_tiles - 1
-            out = sums + (last * _ROWS * pitch + wide * 4)
-            _products(e, rows_tiles.at(last), 1, panels, 4, steps, out, pitch)
+            for output in e.range(0, outputs, OUTPUTS_MULTIPLE):
+                right = Tiles(weights + output // OUTPUTS * row_of_tiles, row_of_tiles)
+                out = sums + (last * _ROWS * bytes_of_row + output * 4)
+                _products(e, rows_in_tiles.at(last), 1, right, 4, steps, out, bytes_of_row)
     e.tile_release()
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows of tiles in memory: where the first begins, and the bytes from one row of tiles to the next."""
+    """Rows of tiles in memory.
+
+    Parameters
+    ----------
+    begin : Pointer
+        Where the first tile begins.
+    stride, step, line : Value or int
+        Bytes from one row of tiles to the next, from one tile of a row to the next, and from one line of a
+        tile to the next.
+    """
 
     begin: Pointer
-    stride: Value
+    stride: Any
+    step: Any = TILE_BYTES
+    line: Any = DEPTH
 
     def at(self, index: Any) -> Tiles:
         """Return the same from another row of tiles on."""
-        return Tiles(self.begin + index * self.stride, self.stride)
+        return replace(self, begin=self.begin + index * self.stride)
+
+    def load(self, e: Emitter, register: int, row: int, step: Value) -> None:
+        """Load a tile."""
+        e.tile_load(register, self.at(row).begin + step * self.step, self.line)
 
 
 def _products(
@@ -251,14 +294,16 @@ def _products(
         e.tile_zero(tile)
     decode(0)
     for step in e.range(0, steps):
-        offset = step * TILE_BYTES
         decode(step + 1)
+        if width == 2:
+            right.load(e, rights[0], 0, step)
+            right.load(e, rights[1], 1, step)
         for row in range(height):
             for column in range(width):
-                if row == 0:
-                    e.tile_load(rights[column], right.at(column).begin + offset, DEPTH)
+                if row == 0 and width == 4:
+                    right.load(e, rights[column], column, step)
                 if column == 0:
-                    e.tile_load(4 + row, left.at(row).begin + offset, DEPTH)
+                    left.load(e, 4 + row, row, step)
                 e.tile_dot(row * width + column, 4 + row, rights[column])
         if asked is not None:
             for line in range(_ASKED_LINES):
