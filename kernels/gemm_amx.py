@@ -76,6 +76,9 @@ _WIDEST = 256
 _FAR_BYTES = 1 << 20
 """Weights beyond this do not stay in the second-level cache from block to block."""
 
+_CHUNK = 9
+"""Most steps of k for which compact weights are decoded at a time, so that they stay in the nearest cache."""
+
 _ASKED_LINES = 8
 """Cache lines of the next two panels that are asked for in each step.."""
 
@@ -117,7 +120,7 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
         if direct and 4 * _PAIR <= rows < rows_step and outputs * depth <= _FAR_BYTES:
             rows_step -= _PAIR  # the rest is gathered, rather than all
         tiled = rows_step // _ROWS * steps * TILE_BYTES if reduction > _NEAR else 0
-        decoded = outputs_step // OUTPUTS * (steps + 1) * TILE_BYTES if compact else 0
+        decoded = (2 * _CHUNK + 2 * rows_step // _ROWS) * TILE_BYTES if compact else 0
         return Plan(
             rows_step=rows_step, outputs_step=outputs_step, pitch=pitch, direct=direct,
             work_bytes=_SETTINGS + tiled + decoded,
@@ -195,8 +198,6 @@ def _multiply(
     coding = Coding(bits=bits, run=run, planes=planes) if bits else None
     steps = (reduction + (DEPTH - 1)) // DEPTH
     row_of_tiles = steps * TILE_BYTES
-    record = coding.record_bytes if coding else TILE_BYTES
-    weights = weights + first // OUTPUTS * (steps * record)
     tiled = _tiled(pitch, reduction)
     rows_in_tiles = Tiles(
         Pointer(e, e.builder.select(tiled.ir, (work + _SETTINGS).ir, panel.ir)),
@@ -204,44 +205,59 @@ def _multiply(
         step=e.choose(tiled, e.number(TILE_BYTES), DEPTH),
         line=e.choose(tiled, e.number(DEPTH), pitch),
     )
-    decoded = work + (e.choose(reduction > _NEAR, rows_step // _ROWS * row_of_tiles, 0) + _SETTINGS)
+    sums_in_tiles = Tiles(sums, stride=widest * (4 * _ROWS), step=4 * OUTPUTS, line=widest * 4)
     row_tiles = (rows + (_ROWS - 1)) // _ROWS
-    pairs = (row_tiles + 1) // 2 if coding else row_tiles // 2
     columns = (outputs + (2 * OUTPUTS - 1)) // (2 * OUTPUTS)
-    bytes_of_row = widest * 4
-    near = reduction <= _NEAR
-    asking = e.choose(e.number(weight_bytes) > _FAR_BYTES, e.choose(near, e.number(0), _ASKING), 0)
-
     e.tile_configure(work)
-    for outer in e.range(0, e.choose(near, pairs, columns)):
-        for inner in e.range(0, e.choose(near, columns, pairs)):
-            pair, column = e.choose(near, outer, inner), e.choose(near, inner, outer)
-            left = rows_in_tiles.at(2 * pair)
-            given = weights + column * (2 * steps * record)
-            out = sums + (pair * (_PAIR * bytes_of_row) + column * (8 * OUTPUTS))
-            if coding:
-                stride = row_of_tiles + TILE_BYTES
-                right = Tiles(decoded + column * (2 * stride), stride)
-                is_first = pair < 1
-                with e.when(is_first):
-                    _products(e, left, 2, right, 2, steps, out, bytes_of_row, decoding=(given, coding))
-                with e.when(~is_first):
-                    _products(e, left, 2, right, 2, steps, out, bytes_of_row)
-            else:
-                right = Tiles(given, row_of_tiles)
+    if coding:
+        weights = weights + first // OUTPUTS * (steps * coding.record_bytes)
+        decoded = Tiles(
+            work + (e.choose(reduction > _NEAR, rows_step // _ROWS * row_of_tiles, 0) + _SETTINGS),
+            stride=_CHUNK * TILE_BYTES,
+        )
+        waiting = Tiles(decoded.at(2).begin, stride=2 * TILE_BYTES)
+        chunks = (steps + (_CHUNK - 1)) // _CHUNK
+        for column in e.range(0, columns):
+            for chunk in e.range(0, chunks):
+                begin = steps * chunk // chunks
+                count = steps * (chunk + 1) // chunks - begin
+                records = weights + ((2 * column * steps) + begin) * coding.record_bytes
+                for step in e.range(0, count):
+                    for panel in range(2):
+                        record = records + (panel * steps + step) * coding.record_bytes
+                        decode_tile(e, record, coding, decoded.at(panel, step).begin)
+                # sums wait for their next chunk side by side, and go to their rows at the end
+                last = (chunk + 1).equals(chunks)
+                for pair in e.range(0, (row_tiles + 1) // 2):
+                    left, out = rows_in_tiles.at(2 * pair, begin), sums_in_tiles.at(2 * pair, 2 * column)
+                    kept = waiting.at(2 * pair)
+                    out = Tiles(
+                        Pointer(e, e.builder.select(last.ir, out.begin.ir, kept.begin.ir)),
+                        stride=e.choose(last, out.stride, kept.stride),
+                        step=e.choose(last, e.number(out.step), kept.step),
+                        line=e.choose(last, out.line, kept.line),
+                    )
+                    _products(e, left, 2, decoded, 2, count, out, kept=(chunk, kept))
+    else:
+        weights = Tiles(weights, row_of_tiles).at(first // OUTPUTS)
+        near, pairs = reduction <= _NEAR, row_tiles // 2
+        asking = e.choose(e.number(weight_bytes) > _FAR_BYTES, e.choose(near, e.number(0), _ASKING), 0)
+        for outer in e.range(0, e.choose(near, pairs, columns)):
+            for inner in e.range(0, e.choose(near, columns, pairs)):
+                pair, column = e.choose(near, outer, inner), e.choose(near, inner, outer)
+                left, right = rows_in_tiles.at(2 * pair), weights.at(2 * column)
+                out = sums_in_tiles.at(2 * pair, 2 * column)
                 asks = pair < asking
                 with e.when(asks):
-                    far = given + (steps * (2 * TILE_BYTES) + pair * (steps * (64 * _ASKED_LINES)))
-                    _products(e, left, 2, right, 2, steps, out, bytes_of_row, asked=far)
+                    far = right.at(2).begin + pair * (steps * (64 * _ASKED_LINES))
+                    _products(e, left, 2, right, 2, steps, out, asked=far)
                 with e.when(~asks):
-                    _products(e, left, 2, right, 2, steps, out, bytes_of_row)
-    if not coding:
+                    _products(e, left, 2, right, 2, steps, out)
         with e.when((row_tiles % 2).equals(1)):
             last = row_tiles - 1
-            for output in e.range(0, outputs, OUTPUTS_MULTIPLE):
-                right = Tiles(weights + output // OUTPUTS * row_of_tiles, row_of_tiles)
-                out = sums + (last * _ROWS * bytes_of_row + output * 4)
-                _products(e, rows_in_tiles.at(last), 1, right, 4, steps, out, bytes_of_row)
+            for column in e.range(0, (outputs + (OUTPUTS_MULTIPLE - 1)) // OUTPUTS_MULTIPLE):
+                right, out = weights.at(4 * column), sums_in_tiles.at(last, 4 * column)
+                _products(e, rows_in_tiles.at(last), 1, right, 4, steps, out)
     e.tile_release()
 
 
@@ -263,51 +279,45 @@ class Tiles:
     step: Any = TILE_BYTES
     line: Any = DEPTH
 
-    def at(self, index: Any) -> Tiles:
-        """Return the same from another row of tiles on."""
-        return replace(self, begin=self.begin + index * self.stride)
+    def at(self, index: Any, step: Any = 0) -> Tiles:
+        """Return the same from another row of tiles on, and from a later step."""
+        return replace(self, begin=self.begin + index * self.stride + step * self.step)
 
-    def load(self, e: Emitter, register: int, row: int, step: Value) -> None:
+    def load(self, e: Emitter, register: int, index: int, step: Any) -> None:
         """Load a tile."""
-        e.tile_load(register, self.at(row).begin + step * self.step, self.line)
+        e.tile_load(register, self.at(index, step).begin, self.line)
 
 
 def _products(
-    e: Emitter, left: Tiles, height: int, right: Tiles, width: int, steps: Value, out: Pointer, pitch: Value,
-    *, asked: Pointer | None = None, decoding: tuple[Pointer, Coding] | None = None,
+    e: Emitter, left: Tiles, height: int, right: Tiles, width: int, steps: Value, out: Tiles, *,
+    kept: tuple[Value, Tiles] | None = None, asked: Pointer | None = None,
 ) -> None:  # fmt: skip
-    """Emit sums of `height` x `width` tiles over all of k.
+    """Emit sums of `height` x `width` tiles over some steps of k.
 
-    Meanwhile ask for the cache lines from `asked` on, or decode the right tiles from records.
+    They are added to those that were kept, unless that number is zero. Meanwhile the cache lines from `asked`
+    on are asked for.
     """
-
-    def decode(step: Any) -> None:
-        if decoding:
-            records, coding = decoding
-            for panel in range(width):
-                place = records + (panel * steps + step) * coding.record_bytes
-                decode_tile(e, place, coding, right.at(panel).begin + step * TILE_BYTES)
-
-    # sums in tiles 0..3, left tiles behind them, right tiles in what is left
+    places = [(row, column) for row in range(height) for column in range(width)]
+    if kept is not None:
+        with e.when(kept[0] > 0):
+            for tile, (row, column) in enumerate(places):
+                kept[1].load(e, tile, row, column)
+    with e.when(e.number(0 if kept is None else kept[0]) < 1):
+        for tile in range(4):
+            e.tile_zero(tile)
+    # left tiles behind the sums, right tiles in the registers that are left
     rights = [4 + height + column % (4 - height) for column in range(width)]
-    for tile in range(4):
-        e.tile_zero(tile)
-    decode(0)
     for step in e.range(0, steps):
-        decode(step + 1)
-        if width == 2:
-            right.load(e, rights[0], 0, step)
-            right.load(e, rights[1], 1, step)
+        for column in range(2):
+            right.load(e, rights[column], column, step)
         for row in range(height):
+            left.load(e, 4 + row, row, step)
             for column in range(width):
-                if row == 0 and width == 4:
+                if column > 1:
                     right.load(e, rights[column], column, step)
-                if column == 0:
-                    left.load(e, 4 + row, row, step)
                 e.tile_dot(row * width + column, 4 + row, rights[column])
         if asked is not None:
             for line in range(_ASKED_LINES):
                 e.prefetch(asked + (step * (64 * _ASKED_LINES) + 64 * line), level=2)
-    for row in range(height):
-        for column in range(width):
-            e.tile_store(row * width + column, out + (row * _ROWS * pitch + column * (4 * OUTPUTS)), pitch)
+    for tile, (row, column) in enumerate(places):
+        e.tile_store(tile, out.at(row, column).begin, out.line)
