@@ -15,6 +15,7 @@ the next row overwrites; where such a vector would leave the image or the panel,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
-from fgq.kernels.simd.emit import Emitter, Value, emitted, i8
+from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, i8
 from fgq.kernels.simd.isa import INSTRUCTION_SETS
 from fgq.kernels.window import Window
 
@@ -122,26 +123,33 @@ def gatherer(tier: int) -> Any:
     ) -> None:
         height, columns, channels, kh, kw = numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
         oh, ow, inputs, fill = numbers[6], numbers[7], numbers[14], numbers[15]
-        below, aside = numbers[12] * columns * channels, numbers[13] * channels
+        below, aside, step = numbers[12] * columns * channels, numbers[13] * channels, numbers[9] * channels
         joined = kw if aside == inputs else 1
-        runs, size = kw // joined, joined * inputs
+        runs, size, pitch = kw // joined, joined * inputs, panel.shape[1]
+        extra = -size % width  # bytes that the vectors of a run bring too much
+        last_source = x.size - (kh - 1) * below - (runs - 1) * aside - size - extra
+        end_row = min((panel.size - kh * kw * inputs - extra) // pitch + 1, count)
+        # output columns whose taps lie inside the image
         last_down, last_right = (kh - 1) * numbers[12], (kw - 1) * numbers[13]
-        # from the first tap to the end of the last one, with what a vector may read too much
-        reach = (kh - 1) * below + (kw - 1) * aside + inputs + width
+        begin_right = -(-numbers[11] // numbers[9])
+        end_right = min((columns - 1 - last_right + numbers[11]) // numbers[9] + 1, ow)
         image, place = divmod(first, oh * ow)
         down, right = divmod(place, ow)
-        for row in range(count):
+        row = 0
+        while row < count:
             top, left = down * numbers[8] - numbers[10], right * numbers[9] - numbers[11]
             source = ((image * height + top) * columns + left) * channels + group * inputs
-            target = row * panel.shape[1]
-            inside = top >= 0 and left >= 0 and top + last_down < height and left + last_right < columns
-            room = source + reach <= x.size and target + kh * runs * size + width <= panel.size
-            if inside and room:
-                for i in range(kh):
-                    for j in range(runs):
-                        _emit_copy(tier, x, source + i * below + j * aside, panel, target, size)
-                        target += size
+            pixels, target = 0, row * pitch
+            if top >= 0 and top + last_down < height and right >= begin_right:
+                pixels = min(end_right - right, end_row - row)
+                if source + (pixels - 1) * step > last_source:
+                    pixels = (last_source - source) // step + 1
+            if pixels > 0:
+                _emit_pixels(
+                    tier, x, source, step, below, aside, panel, target, pitch, pixels, kh, runs, size
+                )
             else:
+                pixels = 1
                 for i in range(kh):
                     y = top + i * numbers[12]
                     for j in range(runs):
@@ -150,16 +158,14 @@ def gatherer(tier: int) -> Any:
                         if 0 <= y < height:
                             begin = min(max(-z, 0), joined)
                             end = max(min(columns - z, joined), begin)
-                        start = source + i * below + j * aside + begin * inputs
-                        _emit_fill(tier, panel, panel.size, target, begin * inputs, fill)
-                        target += begin * inputs
-                        _emit_careful_copy(
-                            tier, x, x.size, start, panel, panel.size, target, (end - begin) * inputs
-                        )
-                        target += (end - begin) * inputs
-                        _emit_fill(tier, panel, panel.size, target, (joined - end) * inputs, fill)
-                        target += (joined - end) * inputs
-            right += 1
+                        start = source + i * below + j * aside
+                        _emit_run(
+                            tier, x, x.size, start, panel, panel.size, target,
+                            begin * inputs, end * inputs, size, fill,
+                        )  # fmt: skip
+                        target += size
+            row += pixels
+            right += pixels
             if right == ow:
                 right, down = 0, down + 1
                 if down == oh:
@@ -169,55 +175,77 @@ def gatherer(tier: int) -> Any:
 
 
 @emitted
-def _emit_copy(e: Emitter, x: Any, source: Any, panel: Any, target: Any, size: Any) -> None:
-    """Copy at least `size` bytes, and up to a vector more."""
+def _emit_pixels(
+    e: Emitter, x: Any, source: Any, step: Any, below: Any, aside: Any,
+    panel: Any, target: Any, pitch: Any, pixels: Any, kh: Any, runs: Any, size: Any,
+) -> None:  # fmt: skip
+    """Copy the taps of neighbouring pixels inside the image, each run in whole vectors."""
     whole = e.lanes(i8)
-    start, end = x + source, panel + target
-    if whole > _SHORT:
-        with e.when(size <= _SHORT):
-            e.store(end, e.load(start, i8, _SHORT))
-        with e.when(size > _SHORT):
-            for k in e.range(0, size, whole):
-                e.store(end + k, e.load(start + k, i8))
-    else:
-        for k in e.range(0, size, whole):
-            e.store(end + k, e.load(start + k, i8))
+
+    def copy(start: Pointer, end: Pointer, begin: Any, vectors: int, lanes: int = whole) -> None:
+        for vector in range(vectors):
+            place = begin + vector * lanes
+            e.store(end + place, e.load(start + place, i8, lanes))
+
+    def copy_long(start: Pointer, end: Pointer) -> None:
+        most = size - size % (4 * whole)
+        for begin in e.range(0, most, 4 * whole):
+            copy(start, end, begin, 4)
+        for begin in e.range(most, size, whole):
+            copy(start, end, begin, 1)
+
+    def each(copy_run: Callable[[Pointer, Pointer], None]) -> None:
+        for pixel in e.range(0, pixels):
+            end = e.variable(panel + (target + pixel * pitch))
+            for i in e.range(0, kh):
+                for j in e.range(0, runs):
+                    copy_run(x + (source + pixel * step + i * below + j * aside), end.value)
+                    end += size
+
+    # loops for each length keep the branches out of them
+    with e.when(size <= _SHORT):
+        each(lambda start, end: copy(start, end, 0, 1, _SHORT))
+    shorter = _SHORT
+    for vectors in range(1, 5):
+        with e.when((size > shorter) & (size <= vectors * whole)):
+            each(lambda start, end, vectors=vectors: copy(start, end, 0, vectors))
+        shorter = vectors * whole
+    with e.when(size > shorter):
+        each(copy_long)
 
 
 @emitted
-def _emit_careful_copy(
-    e: Emitter, x: Any, x_size: Any, source: Any, panel: Any, panel_size: Any, target: Any, size: Any
-) -> None:
-    """Copy at least `size` bytes, and more only within both arrays."""
-    start, end = x + source, panel + target
-    room = e.smaller(x_size - source, panel_size - target)
+def _emit_run(
+    e: Emitter, x: Any, x_size: Any, source: Any, panel: Any, panel_size: Any, target: Any,
+    begin: Any, end: Any, size: Any, number: Any,
+) -> None:  # fmt: skip
+    """Copy the bytes of a run from `begin` to `end`, fill the others; write more only within the panel."""
+    start, place, byte = x + source, panel + target, e.number(number, i8)
+    vector, room = e.filled(byte, i8), panel_size - target
+
+    def fill(first: Any, last: Any) -> None:
+        _pieces(
+            e, first, last, room, lambda k: e.store(place + k, vector), lambda k: e.store(place + k, byte)
+        )
+
+    fill(e.number(0), begin)
     _pieces(
-        e,
-        size,
-        room,
-        lambda k: e.store(end + k, e.load(start + k, i8)),
-        lambda k: e.store(end + k, e.load_number(start + k, i8)),
-    )
+        e, begin, end, e.smaller(room, x_size - source),
+        lambda k: e.store(place + k, e.load(start + k, i8)),
+        lambda k: e.store(place + k, e.load_number(start + k, i8)),
+    )  # fmt: skip
+    fill(end, size)
 
 
-@emitted
-def _emit_fill(e: Emitter, panel: Any, panel_size: Any, target: Any, size: Any, number: Any) -> None:
-    """Write a number into at least `size` bytes, and more only within the panel."""
-    end, byte = panel + target, e.number(number, i8)
-    vector = e.filled(byte, i8)
-    _pieces(
-        e, size, panel_size - target, lambda k: e.store(end + k, vector), lambda k: e.store(end + k, byte)
-    )
-
-
-def _pieces(e: Emitter, size: Value, room: Value, vector: Any, byte: Any) -> None:
-    """Emit `vector` for each vector of `size` bytes that has room, and `byte` for each byte left."""
+def _pieces(e: Emitter, first: Value, last: Value, room: Value, vector: Any, byte: Any) -> None:
+    """Emit `vector` for the vectors from `first` to `last` that end before `room`, `byte` for the rest."""
     whole = e.lanes(i8)
-    with e.when(size > 0):
-        done = e.smaller((size + (whole - 1)) & -whole, room & -whole)
-        for k in e.range(0, done, whole):
+    done = e.variable(first)
+    with e.when(first < last):
+        for k in e.range(first, e.smaller(last, room - (whole - 1)), whole):
             vector(k)
-        for k in e.range(done, size):
+            done.value = k + whole
+        for k in e.range(done, last):
             byte(k)
 
 
