@@ -196,11 +196,17 @@ def _emit_pixels(
 
     def each(copy_run: Callable[[Pointer, Pointer], None]) -> None:
         for pixel in e.range(0, pixels):
-            end = e.variable(panel + (target + pixel * pitch))
-            for i in e.range(0, kh):
-                for j in e.range(0, runs):
-                    copy_run(x + (source + pixel * step + i * below + j * aside), end.value)
+            start, end = e.variable(x + (source + pixel * step)), e.variable(panel + (target + pixel * pitch))
+            with e.when(runs.equals(1)):
+                for _ in e.range(0, kh):
+                    copy_run(start.value, end.value)
+                    start += below
                     end += size
+            with e.when(runs > 1):
+                for i in e.range(0, kh):
+                    for j in e.range(0, runs):
+                        copy_run(start.value + (i * below + j * aside), end.value)
+                        end += size
 
     # loops for each length keep the branches out of them
     with e.when(size <= _SHORT):
