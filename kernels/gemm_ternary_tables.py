@@ -206,25 +206,28 @@ def make(tier: int, bits: int, units: tuple[int, ...], batch: int) -> Any:
         sums: NDArray[np.int32],
         work: NDArray[np.uint8],
     ) -> None:
-        codes, scales, begin, starts = weights[0][group], weights[1][group], weights[2][group], weights[3][group]
-        planes, padded, pitch = codes.shape[1], codes.shape[2], panel.shape[1]
-        turned, tables = work, work[128 * width :]
-        acc = tables[batch * table_bytes :]
-        count = outputs + -outputs % 16
-        _begin(tier, begin[first:], acc, count, bits)
-        for index in range(codes.shape[0]):
+        # places are counted in bytes here: cutting arrays would cost more than a short loop
+        codes, scales, begins, starts = weights
+        batches, planes, padded, per_code = codes.shape[1], codes.shape[2], codes.shape[3], 2 * codes.shape[4]
+        wide = outputs + -outputs % 16
+        tables = 128 * width  # within `work`, behind the turned activations
+        acc = tables + batch * table_bytes
+        _begin(tier, begins, 4 * (group * padded + first), work, acc, wide, bits)
+        for index in range(batches):
             for b in range(batch):
-                _turn_activations(tier, panel, pitch, starts[index * batch + b], length, turned, bits)
-                own = tables[b * table_bytes :]
-                _tabulate(tier, turned, own, alike, size, bits)
+                own = tables + b * table_bytes
+                begin = starts[group, index * batch + b]
+                _turn_activations(tier, panel, panel.shape[1], begin, length, work, bits)
+                _tabulate(tier, work, 0, own, alike, size, bits)
                 if rest:
-                    _tabulate(
-                        tier, turned[alike * size * width :], own[alike * 3**size * width :], 1, rest, bits
-                    )
+                    turned = alike * size * width
+                    _tabulate(tier, work, turned, own + alike * 3**size * width, 1, rest, bits)
             for plane in range(planes):
                 line = (index * planes + plane) * padded + first
-                _look_up(tier, codes[index, plane, first:], scales, line, tables, acc, count, lookups, batch, bits)
-        _turn_sums(tier, acc, sums, sums.shape[1], count, bits)
+                code = (group * batches * planes * padded + line) * per_code
+                scale = 2 * group * scales.shape[1] + 4 * batch * line
+                _look_up(tier, codes, code, scales, scale, work, tables, acc, wide, lookups, batch, bits)
+        _turn_sums(tier, work, acc, sums, sums.shape[1], wide, bits)
 
     return block
 
@@ -246,8 +249,9 @@ def _transposed(e: Emitter, rows: list[Value]) -> list[Value]:
 
 
 @emitted
-def _begin(e: Emitter, first: Any, acc: Any, outputs: Any, bits: int) -> None:
+def _begin(e: Emitter, first: Any, offset: Any, work: Any, acc: Any, outputs: Any, bits: int) -> None:
     """Fill the sums of each output channel with what they begin with."""
+    first, acc = first + offset, work + acc
     vectors = 2 if bits == 8 else 4
     for m in e.range(0, outputs):
         value = e.load_spread(first + m * 4, i32)
@@ -265,18 +269,14 @@ def _turn_activations(
     for k in e.range(0, length, width):
         parts = []
         for quarter in range(2 if bits == 8 else 4):
-            rows = [
-                e.load(panel + (quarter * lanes + r) * pitch + start + k, i32) for r in range(lanes)
-            ]
+            rows = [e.load(panel + (quarter * lanes + r) * pitch + start + k, i32) for r in range(lanes)]
             parts.append(_transposed(e, rows))
         for four in range(lanes):
             place = out + (k + 4 * four) * width
             pairs = []
             for a, b in zip(parts[::2], parts[1::2], strict=True):
                 a, b = a[four], b[four]
-                pairs.append(
-                    ((a & low_half) | (b << 16), a.shifted_in_zeros(16) | (b & ~low_half))
-                )
+                pairs.append(((a & low_half) | (b << 16), a.shifted_in_zeros(16) | (b & ~low_half)))
             for half in range(2):
                 if bits == 8:
                     value = pairs[0][half]
@@ -291,8 +291,9 @@ def _turn_activations(
 
 
 @emitted
-def _tabulate(e: Emitter, turned: Any, tables: Any, units: Any, size: int, bits: int) -> None:
+def _tabulate(e: Emitter, work: Any, turned: Any, tables: Any, units: Any, size: int, bits: int) -> None:
     """Tabulate the signed sums of `size` activations, for as many units as there are."""
+    turned, tables = work + turned, work + tables
     element, width = (i16, e.isa.width) if bits == 8 else (i8, e.isa.width)
     for u in e.range(0, units):
         table = tables + u * (3**size * width)
@@ -306,16 +307,17 @@ def _tabulate(e: Emitter, turned: Any, tables: Any, units: Any, size: int, bits:
 
 @emitted
 def _look_up(
-    e: Emitter, codes: Any, scales: Any, line: Any, tables: Any, acc: Any, outputs: Any,
+    e: Emitter, codes: Any, code: Any, scales: Any, scale: Any, work: Any, tables: Any, acc: Any, outputs: Any,
     lookups: int, batch: int, bits: int,
 ) -> None:  # fmt: skip
     """Add the entries that the codes name, and bring them into the sums: the multiplication-free loop."""
     element, vectors, width = (i16, 2, e.isa.width) if bits == 8 else (i8, 4, e.isa.width)
     steps = -(-batch * lookups // _TOGETHER)
+    codes, scales, tables, acc = codes + code, scales + scale, work + tables, work + acc
     for m in e.range(0, outputs):
         place = acc + m * (vectors * width)
         totals = [e.load(place + i * width, i32) for i in range(vectors)]
-        code, scale = codes + m * (2 * _TOGETHER * steps), scales + (line + m) * (4 * batch)
+        code, scale = codes + m * (2 * _TOGETHER * steps), scales + m * (4 * batch)
         offsets: list[Value] = []
         for segment in range(batch):
             found = []
@@ -340,10 +342,11 @@ def _offsets(e: Emitter, code: Any) -> list[Value]:
 
 
 def _sum(values: list[Value]) -> Value:
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total
+    """Add in two chains, so that an addition need not wait for the one before."""
+    chains = values[:2]
+    for index, value in enumerate(values[2:]):
+        chains[index % 2] = chains[index % 2] + value
+    return chains[0] if len(chains) == 1 else chains[0] + chains[1]
 
 
 def _sum_bytes(e: Emitter, values: list[Value]) -> list[Value]:
@@ -356,8 +359,9 @@ def _sum_bytes(e: Emitter, values: list[Value]) -> list[Value]:
 
 
 @emitted
-def _turn_sums(e: Emitter, acc: Any, sums: Any, pitch: Any, outputs: Any, bits: int) -> None:
+def _turn_sums(e: Emitter, work: Any, acc: Any, sums: Any, pitch: Any, outputs: Any, bits: int) -> None:
     """Bring sums [output, row] into [row, output]."""
+    acc = work + acc
     lanes, width = e.lanes(i32), e.isa.width
     vectors = 2 if bits == 8 else 4
     for m in e.range(0, outputs, lanes):
