@@ -9,7 +9,7 @@ import pytest
 
 import fgq.kernels
 from fgq.errors import KernelError
-from fgq.kernels import ternary_conv2d, ternary_matmul
+from fgq.kernels import Weight, ternary_conv2d, ternary_matmul
 
 RNG = np.random.default_rng(8)
 CODES = RNG.integers(-1, 2, (6, 3, 3, 10), dtype=np.int8)
@@ -17,7 +17,7 @@ ALPHA = RNG.integers(0, 128, (6, 3, 3, 3), dtype=np.uint8)
 GROUP = (np.arange(10) // 4).astype(np.int32)
 BIAS = RNG.integers(-1000, 1000, 6, dtype=np.int32)
 IMAGE = RNG.integers(0, 256, (2, 7, 8, 10), dtype=np.uint8)
-KERNELS = ["auto", "reference", "multiplication-free"]
+KERNELS = ["auto", "dot", "multiplication-free", "reference"]
 
 
 def test_examples():
@@ -31,13 +31,13 @@ def test_matmul_is_its_formula(kernel):
     codes, alpha = CODES[:, 0, 0], ALPHA[:, 0, 0]
     x = IMAGE.reshape(-1, 10)
     w8 = codes * alpha[:, GROUP].astype(np.int32)
-    acc = ternary_matmul(x, codes, alpha, GROUP, x_zero=9, bias=BIAS, kernel=kernel)
+    acc = ternary_matmul(x, Weight.single(codes, alpha, GROUP), x_zero=9, bias=BIAS, kernel=kernel)
     np.testing.assert_array_equal(acc, (x.astype(np.int32) - 9) @ w8.T + BIAS)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_conv2d_is_a_sum_of_matmuls_over_the_taps(kernel):
-    acc = ternary_conv2d(IMAGE, CODES, ALPHA, GROUP, x_zero=9, bias=BIAS, kernel=kernel)
+    acc = ternary_conv2d(IMAGE, Weight.single(CODES, ALPHA, GROUP), x_zero=9, bias=BIAS, kernel=kernel)
     wanted = np.zeros((2, 5, 6, 6), np.int32) + BIAS
     for i in range(3):
         for j in range(3):
@@ -50,31 +50,46 @@ def test_conv2d_is_a_sum_of_matmuls_over_the_taps(kernel):
 def test_conv2d_of_single_channels(kernel):
     codes, alpha = CODES[..., :1], ALPHA[..., :1]
     geometry = {"groups": 6, "pads": (0, 1, 2, 1), "strides": (2, 1)}
-    acc = ternary_conv2d(IMAGE[..., :6], codes, alpha, np.zeros(1, np.int32), **geometry, kernel=kernel)
+    weight = Weight.single(codes, alpha, np.zeros(1, np.int32))
+    acc = ternary_conv2d(IMAGE[..., :6], weight, **geometry, kernel=kernel)
     padded = np.pad(IMAGE[..., :6], ((0, 0), (0, 2), (1, 1), (0, 0))).astype(np.int32)
     taps = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2]
     w8 = (codes * alpha.astype(np.int32))[..., 0]
     np.testing.assert_array_equal(acc, np.einsum("bhwmij,mij->bhwm", taps, w8))
 
 
-def test_unknown_kernels_are_refused_with_the_choices():
-    with pytest.raises(KernelError, match="found 'fast', wanted one of auto, reference, multiplication-free"):
-        ternary_matmul(IMAGE[0, 0], CODES[:, 0, 0], ALPHA[:, 0, 0], GROUP, kernel="fast")
+MATRIX = Weight.single(CODES[:, 0, 0], ALPHA[:, 0, 0], GROUP)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_other_codes_are_refused(kernel):
-    with pytest.raises(KernelError, match="ternary"):
-        ternary_matmul(IMAGE[0, 0], CODES[:, 0, 0] * np.int8(2), ALPHA[:, 0, 0] // 2, GROUP, kernel=kernel)
-    with pytest.raises(KernelError, match="ternary"):
-        ternary_conv2d(IMAGE, CODES * np.int8(2), ALPHA // 2, GROUP, kernel=kernel)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "fast"}, "kernel: found 'fast', wanted one of auto, multiplication-free, dot, reference"),
+        ({"memory": "small"}, "memory: found 'small', wanted one of auto, fast, compact"),
+        ({"tier": "mmx"}, "tier: found 'mmx', wanted one of amx, "),
+        ({"activation_bits": 2}, "activation_bits: found 2"),
+        ({"threads": 0}, "threads: found 0"),
+        ({"residual": np.zeros((8, 6), np.int32)}, r"residual: found int32\[8, 6\], wanted none"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_the_choices(options, message):
+    with pytest.raises(KernelError, match=message):
+        ternary_matmul(IMAGE[0, 0], MATRIX, **options)
+
+
+def test_8_bit_codes_cannot_be_added():
+    weight = Weight.single(CODES[:, 0, 0] * np.int8(5), ALPHA[:, 0, 0] // 5, GROUP)
+    with pytest.raises(KernelError, match="multiplication-free for a layer of codes up to 5"):
+        ternary_matmul(IMAGE[0, 0], weight, kernel="multiplication-free")
+    acc = ternary_matmul(IMAGE[0, 0], weight)
+    np.testing.assert_array_equal(acc, IMAGE[0, 0].astype(np.int32) @ weight.int8().T)
 
 
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(KernelError, match=r"codes: found int8\[10\]"):
-        ternary_matmul(IMAGE[0, 0], CODES[0, 0, 0], ALPHA[0, 0, 0], GROUP)
+        ternary_matmul(IMAGE[0, 0], Weight.single(CODES[0, 0, 0], ALPHA[0, 0, 0], GROUP))
     with pytest.raises(KernelError, match=r"x: found uint8\[2, 7, 8, 9\]"):
-        ternary_conv2d(IMAGE[..., :9], CODES, ALPHA, GROUP)
+        ternary_conv2d(IMAGE[..., :9], Weight.single(CODES, ALPHA, GROUP))
 
 
 def test_importing_the_package_does_not_load_numba():

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from fgq.kernels import reference
+from fgq.kernels import Weight, reference
 from fgq.kernels.window import Window
 
 
@@ -36,6 +36,10 @@ def integers(op, x, w8, x_zero, **attributes):
     return ours
 
 
+def multiply(weight, bias, x_zero, x):
+    return reference.sums(reference.prepare(weight, bias, x_zero, None), x[None, :, None, :])[0, :, 0]
+
+
 def group_of(length, size):
     return (np.arange(length) // size).astype(np.int32)
 
@@ -53,7 +57,7 @@ def test_matmul_is_matmul_integer(rows, reduction, outputs, size, x_zero):
     x = rng.integers(0, 256, (rows, reduction), dtype=np.uint8)
     w8 = (codes * alpha[:, group].astype(np.int32)).astype(np.int8)
 
-    acc = reference.run_matmul(reference.prepare_matmul(codes, alpha, group, bias, x_zero), x)
+    acc = multiply(Weight.single(codes, alpha, group), bias, x_zero, x)
     assert acc.dtype == np.int32
     np.testing.assert_array_equal(acc, integers("MatMulInteger", x, w8.T.copy(), x_zero) + bias)
 
@@ -63,11 +67,9 @@ def test_matmul_is_matmul_integer(rows, reduction, outputs, size, x_zero):
 def test_the_longest_reduction_at_the_extreme_of_everything(extreme, x_zero):
     codes = np.full((1, 66_000), extreme, np.int8)
     x = np.array([[255], [0]], np.uint8).repeat(66_000, axis=1)
-    prepared = reference.prepare_matmul(
-        codes, np.full((1, 1), 127, np.uint8), np.zeros(66_000, np.int32), np.zeros(1, np.int32), x_zero
-    )
+    weight = Weight.single(codes, np.full((1, 1), 127, np.uint8), np.zeros(66_000, np.int32))
     sums = [[extreme * 66_000 * 127 * (int(value) - x_zero)] for value in (255, 0)]
-    assert reference.run_matmul(prepared, x).tolist() == sums
+    assert multiply(weight, np.zeros(1, np.int32), x_zero, x).tolist() == sums
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_conv2d_is_conv_integer(batch, size, channels, outputs, taps, window, x_
     x = rng.integers(0, 256, (batch, *size, channels), dtype=np.uint8)
     w8 = (codes * alpha[..., group].astype(np.int32)).astype(np.int8)
 
-    acc = reference.run_conv2d(reference.prepare_conv2d(codes, alpha, group, bias, x_zero, window), x)
+    acc = reference.sums(reference.prepare(Weight.single(codes, alpha, group), bias, x_zero, window), x)
     assert acc.dtype == np.int32
     wanted = integers(
         "ConvInteger",
@@ -112,10 +114,9 @@ def test_blocks_do_not_show_in_the_result(monkeypatch):
     rng = np.random.default_rng(5)
     codes = rng.integers(-1, 2, (3, 3, 3, 4), dtype=np.int8)
     alpha = rng.integers(0, 128, (3, 3, 3, 1), dtype=np.uint8)
-    prepared = reference.prepare_conv2d(
-        codes, alpha, np.zeros(4, np.int32), np.zeros(3, np.int32), 9, Window(pads=(1, 1, 1, 1))
-    )
+    weight = Weight.single(codes, alpha, np.zeros(4, np.int32))
+    prepared = reference.prepare(weight, np.zeros(3, np.int32), 9, Window(pads=(1, 1, 1, 1)))
     x = rng.integers(0, 256, (2, 9, 9, 4), dtype=np.uint8)
-    whole = reference.run_conv2d(prepared, x)
+    whole = reference.sums(prepared, x)
     monkeypatch.setattr(reference, "_BLOCK_BYTES", 1)
-    np.testing.assert_array_equal(reference.run_conv2d(prepared, x), whole)
+    np.testing.assert_array_equal(reference.sums(prepared, x), whole)

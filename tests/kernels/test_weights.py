@@ -2,12 +2,9 @@ import numpy as np
 import pytest
 
 from fgq.errors import KernelError
-from fgq.kernels.weights import (
-    check_activations,
-    check_conv2d_weights,
-    check_matmul_weights,
-    int8_weights,
-)
+from fgq.kernels import Plane, Weight, Window
+from fgq.kernels.weights import check_activations, check_weights, zero_point_bias
+from layers import KINDS, draw_weight
 
 
 def layer(**changes):
@@ -21,15 +18,55 @@ def layer(**changes):
     return fields | changes
 
 
-def test_weights_are_alpha_times_code():
-    fields = layer()
-    weights = int8_weights(fields["codes"], fields["alpha"], fields["group"])
+def check(codes, alpha, group, bias, x_zero, window=None):
+    check_weights(Weight.single(codes, alpha, group), bias, x_zero, window)
+
+
+def test_weights_are_sums_of_alpha_times_code():
+    codes, alpha, group = layer()["codes"], layer()["alpha"], layer()["group"]
+    weights = Weight.single(codes, alpha, group).int8()
     assert weights.dtype == np.int8
     assert weights.tolist() == [[3, 0, -5], [0, 0, 0]]
+    twice = Weight((Plane(codes, alpha), Plane(-codes, np.ones_like(alpha))), group)
+    assert twice.int8().tolist() == [[2, 0, -4], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_tied_planes_are_two_ternary_ones(kind):
+    weight = draw_weight(np.random.default_rng(3), kind, (9, 40), 7)
+    ternary = weight.ternary()
+    assert ternary.largest_code <= 1
+    np.testing.assert_array_equal(ternary.int8(), weight.int8())
+
+
+def test_larger_codes_have_no_ternary_planes():
+    weight = draw_weight(np.random.default_rng(3), "int4", (9, 40), 7)
+    with pytest.raises(KernelError, match="found magnitudes up to 7"):
+        weight.ternary()
+
+
+def test_a_convolution_is_a_matrix_for_each_conv_group():
+    weight = draw_weight(np.random.default_rng(3), "ternary", (6, 2, 3, 10), 4)
+    first, second = weight.matrices(2)
+    assert first.group.tolist() == [3 * tap + i for tap in range(6) for i in (0,) * 4 + (1,) * 4 + (2,) * 2]
+    together = np.concatenate([first.int8(), second.int8()])
+    np.testing.assert_array_equal(together, weight.int8().reshape(6, -1))
+
+
+def test_the_zero_point_enters_the_bias_once():
+    weight = draw_weight(np.random.default_rng(3), "int8", (4, 20), 20)
+    bias = np.array([5, -5, 0, 1], np.int32)
+    wanted = bias - 9 * weight.int8().astype(np.int32).sum(axis=1)
+    np.testing.assert_array_equal(zero_point_bias(weight, bias, 9), wanted)
 
 
 def test_a_layer_that_fits_passes():
-    check_matmul_weights(**layer())
+    check(**layer())
+
+
+def test_a_weight_without_planes_is_refused():
+    with pytest.raises(KernelError, match="planes: found none"):
+        check_weights(Weight((), np.zeros(3, np.int32)), np.zeros(2, np.int32), 0, None)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +91,7 @@ def test_a_layer_that_fits_passes():
 )
 def test_what_does_not_fit_is_refused_by_name(changes, message):
     with pytest.raises(KernelError, match=message):
-        check_matmul_weights(**layer(**changes))
+        check(**layer(**changes))
 
 
 def test_sums_are_refused_exactly_where_they_could_leave_int32():
@@ -68,15 +105,15 @@ def test_sums_are_refused_exactly_where_they_could_leave_int32():
     highest = 2**31 - 1 - (127 * 250 + 3 * 5)
     lowest = -(2**31) + (127 * 5 + 3 * 250)
     for fits in (highest, lowest):
-        check_matmul_weights(**fields | {"bias": np.array([fits], np.int32)})
+        check(**fields | {"bias": np.array([fits], np.int32)})
     for leaves in (highest + 1, lowest - 1):
         with pytest.raises(KernelError, match="sums"):
-            check_matmul_weights(**fields | {"bias": np.array([leaves], np.int32)})
+            check(**fields | {"bias": np.array([leaves], np.int32)})
 
 
 @pytest.mark.parametrize("x_zero", [0, 255])
 def test_a_reduction_of_66000_always_fits(x_zero):
-    check_matmul_weights(
+    check(
         codes=np.ones((1, 66_000), np.int8),
         alpha=np.full((1, 1), 127, np.uint8),
         group=np.zeros(66_000, np.int32),
@@ -88,9 +125,9 @@ def test_a_reduction_of_66000_always_fits(x_zero):
 def test_conv_groups_must_divide_the_output_channels():
     codes, alpha = np.ones((3, 1, 1, 2), np.int8), np.ones((3, 1, 1, 1), np.uint8)
     rest = np.zeros(2, np.int32), np.zeros(3, np.int32), 0
-    check_conv2d_weights(codes, alpha, *rest, groups=3)
+    check(codes, alpha, *rest, Window(groups=3))
     with pytest.raises(KernelError, match="wanted a multiple of 2 groups"):
-        check_conv2d_weights(codes, alpha, *rest, groups=2)
+        check(codes, alpha, *rest, Window(groups=2))
 
 
 @pytest.mark.parametrize("x", [np.zeros((2, 3), np.int8), np.zeros((2, 4), np.uint8), np.zeros(3, np.uint8)])
