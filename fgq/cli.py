@@ -34,12 +34,31 @@ Include = Annotated[str | None, typer.Option(metavar="REGEX", help="Convert only
 Exclude = Annotated[str | None, typer.Option(metavar="REGEX", help="Leave layers whose name matches float.")]
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure speed beside other engines and the machine's limits.")
+app.add_typer(bench, name="bench")
+
+
 class Engine(StrEnum):
     """What runs a model."""
 
     FGQ = "fgq"
     ONNXRUNTIME = "onnxruntime"
     BOTH = "both"
+
+
+class Shapes(StrEnum):
+    """The layers to time."""
+
+    LLM = "llm"
+    RESNET50 = "resnet50"
+    ALL = "all"
+
+
+class Integers(StrEnum):
+    """Quantized activations."""
+
+    INT8 = "int8"
+    INT4 = "int4"
 
 
 def _show_version(wanted: bool) -> None:
@@ -293,6 +312,53 @@ def export(
     else:
         display.print_line(f"runs on onnxruntime {exported.minimum_onnxruntime} or newer")
         display.print_line(f"wrote {output} ({exported.bytes} bytes)")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    shapes: Annotated[
+        Shapes | None,
+        typer.Option(help="Projections of a language model, convolutions of ResNet-50, or both."),
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(metavar="T", min=1, help="How many to use; may be repeated.")
+    ] = None,
+    group_size: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, help="Weights that share one scale; may be repeated."),
+    ] = None,
+    activations: Annotated[
+        list[Integers] | None, typer.Option(help="Bits of the activations; may be repeated.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short sitting for each layer, to try it out.")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write all rows and the machine as JSON.")
+    ] = None,
+) -> None:
+    """Time the kernels in turns with onnxruntime and OpenVINO, beside what the machine can do at most.
+
+    Without options that say what to time, all that the project promises is measured, in some minutes; else
+    what is not said is both sets of layers, one thread, N=64 and 8-bit activations.
+
+    Example: `fgq bench kernels --shapes llm --group-size 64 --json bench.json`
+    """
+    from fgq import display, onnx_file
+    from fgq.eval.bench import kernels
+    from fgq.eval.bench.shapes import LLM, RESNET50
+
+    plan = kernels.FULL_PLAN
+    if shapes or threads or group_size or activations:
+        layers = {Shapes.LLM: LLM, Shapes.RESNET50: RESNET50}.get(shapes or Shapes.ALL, LLM + RESNET50)
+        bits = [int(each.removeprefix("int")) for each in activations or [Integers.INT8]]
+        plan = kernels.plan_of(layers, group_size or [64], bits, threads or [1])
+    with nullcontext() if json is None else onnx_file.staged(json) as path:
+        with display.progress_bar() as advance:
+            result = kernels.bench_kernels(plan, advance, quick=quick)
+        if path is not None:
+            path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
+    display.print_benchmark(result)
 
 
 def _show_survey(result: Any, *, json: bool) -> None:

@@ -177,6 +177,36 @@ def simple_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right
     return table
 
 
+def print_benchmark(result: Any) -> None:
+    """Print what `fgq.eval.bench.kernels.bench_kernels` found: machine, layers, means, and the summary.
+
+    Parameters
+    ----------
+    result : fgq.eval.bench.kernels.Result
+    """
+    from fgq.eval.bench import report
+
+    _print_facts(report.machine_facts(result))
+    for operator, rows in report.by_operator(result).items():
+        _print_titled(f"{operator}: ours", report.kernels_table(rows), right=7)
+        _print_titled(f"{operator}: all times, ms", report.times_table(rows))
+        if operator == "Conv":
+            _print_titled("Conv: geometric means over the layers", report.means_table(rows), right=4)
+    columns, claims = report.claims_table(result.rows, measured=True)
+    if claims:
+        _print_titled("what is to be shown", (columns, claims), right=2)
+    if any(row.busy for row in result.rows):
+        print_line(f"{report.DISTURBED} other processes were at work, in spite of repetitions")
+
+
+def _print_titled(
+    title: str, table: tuple[Sequence[str], Sequence[Sequence[str]]], *, right: int = 1
+) -> None:
+    out.print()
+    out.print(Text(title, style="bold"))
+    out.print(simple_table(*table, right=right))
+
+
 def _size(count: int) -> str:
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
