@@ -67,7 +67,7 @@ _NEAR = 1024
 _PANEL_BYTES = 1 << 19
 """Memory for a block's activations, and for its weights: each a quarter of a second-level cache."""
 
-_SUMS = 1 << 15
+_SUMS = 1 << 14
 """Sums in a block."""
 
 _WIDEST = 256
