@@ -367,7 +367,7 @@ def _emit_floats(
 
 def _requantized(e: Emitter, acc: Value, factor: Value, zero: Any, low: Value, high: Value) -> Value:
     value = e.smaller(e.larger(acc.signed(f32) * factor, low), high)
-    return e.rounded(value).signed(i32) + e.filled(e.number(zero, i32), i32)
+    return e.whole(value) + e.filled(e.number(zero, i32), i32)
 
 
 @emitted
@@ -402,8 +402,8 @@ def _emit_additions(
         mine = _requantized(e, acc, factor, zero, low, high).signed(f32)
         theirs = tile.load(residual + place, count, i8).unsigned(i32).signed(f32)
         value = e.fused(own, mine, e.fused(other, theirs, shift))
-        value = e.rounded(e.smaller(e.larger(value, sum_low), sum_high))
-        tile.store(out + place, value.signed(i32).signed(i8), count)
+        value = e.smaller(e.larger(value, sum_low), sum_high)
+        tile.store(out + place, e.whole(value).signed(i8), count)
 
     tile.each(rows, begin, width, finish)
 

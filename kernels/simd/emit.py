@@ -501,9 +501,10 @@ class Emitter:
         """Return ``one * other + added`` in floats, rounded once."""
         return self._call(f"llvm.fma.{_name(one.type)}", one.type, one, other, added)
 
-    def rounded(self, value: Value) -> Value:
-        """Round floats to whole ones, half to even."""
-        return self._call(f"llvm.nearbyint.{_name(value.type)}", value.type, value)
+    def whole(self, value: Value) -> Value:
+        """Round floats to int32, half to even (vcvtps2dq)."""
+        result = self.vector(i32, value.lanes)
+        return self._call(f"llvm.lrint.{_name(result)}.{_name(value.type)}", result, value)
 
     def pair_sums(self, one: Value, other: Value) -> Value:
         """Multiply int16 lanes and add neighbours into int32 lanes (vpmaddwd); exact below 2**31."""
