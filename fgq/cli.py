@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import time
 import warnings
 from contextlib import nullcontext
 from enum import StrEnum
@@ -289,6 +290,38 @@ def run(
     else:
         rows = [[name, str(shape)] for name, shape in shapes.items()]
         display.out.print(display.simple_table(["output", "shape"], rows, right=2))
+
+
+@app.command()
+def warmup(
+    group_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Group sizes to compile for; may be given several times.  [default: 4, 8, 16, 32, 64]",
+        ),
+    ] = None,
+    all_tiers: Annotated[
+        bool,
+        typer.Option("--all-tiers", help="For every instruction set of this machine, not the best alone."),
+    ] = False,
+) -> None:
+    """Compile the kernels for this machine and keep them on disk, so that later starts need not.
+
+    Example: `fgq warmup --group-size 64`
+    """
+    from fgq import display
+    from fgq.kernels.warmup import GROUP_SIZES, warm_up
+
+    begin = time.perf_counter()
+    with display.progress_bar() as advance:
+        count = warm_up(
+            group_size or GROUP_SIZES,
+            every_tier=all_tiers,
+            progress=lambda done, total: advance("compile", done, total),
+        )
+    display.print_line(f"kernels ready: {count} kinds of layers in {time.perf_counter() - begin:.1f} s")
 
 
 @app.command()

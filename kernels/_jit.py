@@ -113,8 +113,12 @@ def _describe(value: Any) -> Any:
 @cache
 def source_stamp() -> str:
     """Return a digest of every source file of this package and of the version of the code generator."""
+    return digest_of(Path(__file__).parent)
+
+
+def digest_of(folder: Path) -> str:
+    """Return a digest of the Python files in a folder and below, and of the version of the code generator."""
     digest = hashlib.sha256(llvmlite.__version__.encode())
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -1,16 +1,21 @@
 import ast
 import importlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 import fgq.kernels
+from fgq.errors import KernelError
+from fgq.kernels import _jit
+from fgq.kernels._jit import digest_of, jit
 
-SOURCES = sorted(Path(fgq.kernels.__file__).parent.glob("*.py"))
+SOURCES = sorted(Path(fgq.kernels.__file__).parent.rglob("*.py"))
 COMPILERS = {"jit", "njit", "vectorize", "guvectorize", "cfunc", "stencil"}
 
 
@@ -26,11 +31,100 @@ def test_numba_flags_are_set_in_one_place(path):
 
 
 @pytest.mark.parametrize("name", ["_add_by_line", "_add_by_sign"])
-def test_ternary_kernels_multiply_once_per_segment(name):
-    module = importlib.import_module("fgq.kernels.matmul_ternary_portable")
+def test_portable_ternary_kernels_multiply_once_per_segment(name):
+    module = importlib.import_module("fgq.kernels.gemm_ternary_portable")
     tree = ast.parse(Path(module.__file__).read_text())
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    assert sum(isinstance(node, ast.Mult) for node in ast.walk(function)) == 1
+    by_scale = [
+        node
+        for node in ast.walk(function)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult) and "part" in ast.unparse(node)
+    ]
+    in_loops = [node for loop in function.body if isinstance(loop, ast.For) for node in ast.walk(loop)]
+    assert len(by_scale) == 1
+    assert [node for node in in_loops if isinstance(node, ast.Mult)] == [by_scale[0].op]
+
+
+VARIANTS = """
+from fgq.kernels._jit import jit
+
+def make_inner(number):
+    @jit
+    def inner(x):
+        return x + number
+    return inner
+
+def make_outer(inner, factor):
+    @jit
+    def outer(x):
+        return inner(x) * factor
+    return outer
+"""
+
+RUN_VARIANTS = """
+import sys
+from numba.core import event
+from variants import make_inner, make_outer
+
+with event.install_recorder("numba:compile") as recorder:
+    for number in map(int, sys.argv[1:]):
+        print(make_outer(make_inner(number), 2)(10))
+print(sum(1 for _, found in recorder.buffer if found.is_start))
+"""
+
+
+def test_variants_are_compiled_once_and_never_taken_for_each_other(tmp_path):
+    (tmp_path / "variants.py").write_text(VARIANTS)
+
+    def run(*numbers):
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_VARIANTS, *map(str, numbers)],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [int(line) for line in done.stdout.split()]
+
+    # each pair is first compiled in a process of its own, where it gets the same running number
+    assert run(1) == [22, 2]
+    assert run(2) == [24, 2]
+    assert run(2, 1, 3) == [24, 22, 26, 2]
+    assert run(3, 2, 1) == [26, 24, 22, 0]
+
+
+def test_any_change_in_the_package_makes_the_cache_stale(tmp_path):
+    shutil.copytree(Path(fgq.kernels.__file__).parent, tmp_path / "kernels")
+    before = digest_of(tmp_path / "kernels")
+    assert before == digest_of(Path(fgq.kernels.__file__).parent)
+    for path in (tmp_path / "kernels" / "simd" / "emit.py", tmp_path / "kernels" / "window.py"):
+        path.write_text(path.read_text() + "#")
+        after = digest_of(tmp_path / "kernels")
+        assert after != before
+        before = after
+
+
+def test_a_stale_cache_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def compile_and_count():
+        def function(x):
+            return x + 1
+
+        compiled = jit(function)
+        compiled(1)
+        return sum(compiled.stats.cache_misses.values())
+
+    assert [compile_and_count(), compile_and_count()] == [1, 0]
+    monkeypatch.setattr(_jit, "source_stamp", lambda: "another")
+    assert [compile_and_count(), compile_and_count()] == [1, 0]
+
+
+def test_what_has_no_name_in_another_process_cannot_be_closed_over():
+    something = object()
+    with pytest.raises(KernelError, match="found a object in its closure"):
+        jit(lambda: something)
 
 
 RUN_WITHOUT_A_CACHE_FOLDER = """
@@ -46,9 +140,10 @@ def refuse(self):
 caching._CacheLocator.ensure_cache_path = refuse
 
 import numpy as np
-from fgq.kernels.epilogue import requantize
+from fgq.kernels import Weight, ternary_matmul
 
-print(requantize(np.array([[7]], np.int32), np.float32(2), 1)[0, 0])
+ones = Weight.single(np.ones((1, 3), np.int8), np.array([[5]], np.uint8), np.zeros(3, np.int32))
+print(ternary_matmul(np.ones((1, 3), np.uint8), ones, tier="portable", kernel="dot")[0, 0])
 """
 
 
