@@ -168,7 +168,7 @@ def _products(
     e: Emitter, held: int, x: Pointer, pitch: Value, vectors: list[Pointer], fours: Value, out: Pointer,
     out_pitch: Value, added: Value,
 ) -> None:  # fmt: skip
-    """Emit sums of `held` rows and some vectors of outputs over a chunk of k, added to those in `out` or not."""
+    """Emit sums of `held` rows and some vectors of outputs over a chunk of k; `added` to those in `out`."""
     kept = e.filled(e.number(e.choose(added, e.number(-1), 0), i32), i32)
     places = [
         [out + row * out_pitch + index * e.isa.width for index in range(len(vectors))] for row in range(held)
