@@ -144,13 +144,13 @@ class OnnxruntimeCall:
             model.SerializeToString(), _options(threads), providers=["CPUExecutionProvider"]
         )
         given, made = self._session.get_inputs()[0].name, self._session.get_outputs()[0].name
-        result = self._session.run(None, {given: x})[0]
-        self._input = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-        self._output = onnxruntime.OrtValue.ortvalue_from_numpy(result)
+        self._x, self._result = x, self._session.run(None, {given: x})[0]
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(given, self._input)
-        self._binding.bind_ortvalue_output(made, self._output)
-        self._result: NDArray[Any] = self._output.numpy()
+        for bind, name, array in (
+            (self._binding.bind_input, given, self._x),
+            (self._binding.bind_output, made, self._result),
+        ):
+            bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
     @classmethod
     def of(cls, layer: DrawnLayer, model: onnx.ModelProto, threads: int) -> OnnxruntimeCall:
@@ -160,7 +160,8 @@ class OnnxruntimeCall:
     def __call__(self) -> NDArray[Any]:
         """Run the model."""
         self._session.run_with_iobinding(self._binding)
-        return self._result
+        result: NDArray[Any] = self._result
+        return result
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:

@@ -68,7 +68,8 @@ def read_result(path: Path) -> Result:
 def _markdown(table: report.Table) -> str:
     columns, lines = table
     rule = ["---"] + ["---:"] * (len(columns) - 1)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines))
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *escaped))
 
 
 def main(

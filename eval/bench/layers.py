@@ -96,7 +96,7 @@ class DrawnLayer:
     def integers(self, bits: int) -> NDArray[np.uint8]:
         """Return the quantized activations."""
         given = self.input_quantizer(bits)
-        return quantize_activations(self.x, given.scale, given.zero_point, bits=bits)
+        return quantize_activations(self.x, given.scale, given.zero_point, bits)
 
 
 def draw_layer(shape: Shape, group_size: int, seed: int = 0) -> DrawnLayer:
@@ -206,7 +206,7 @@ def prepare(layer: DrawnLayer, *, wish: str, memory: str, bits: int, threads: in
         dequantize = Dequantize(scale)
 
         def run() -> NDArray[Any]:
-            integers = quantize_activations(layer.x, given.scale, given.zero_point, bits=bits)
+            integers = quantize_activations(layer.x, given.scale, given.zero_point, bits, threads)
             return ready(integers, epilogue=dequantize, threads=threads)
 
     prepared = ready.prepare(shape.pixels)

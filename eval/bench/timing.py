@@ -79,8 +79,8 @@ def time_alternating(
     """Time functions in turns, so that whatever slows the machine slows them all.
 
     A turn is some calls in a row after one that is not counted, so that a function finds its own data in
-    the caches. Turns go round until a sitting is over. Sittings during which other processes were busy are
-    repeated, and only where that did not help do they count.
+    the caches. Turns go round, in another order each time, until a sitting is over. Sittings during which
+    other processes were busy are repeated, and only where that did not help do they count.
 
     Parameters
     ----------
@@ -105,13 +105,13 @@ def time_alternating(
     calls = {name: _calls_in_a_turn(function) for name, function in functions.items()}
     quiet: list[dict[str, list[float]]] = []
     disturbed: list[dict[str, list[float]]] = []
-    known = True
+    known, rng = True, np.random.default_rng(0)
     while len(quiet) < sittings and len(disturbed) <= retries:
         others, times, rounds = load(), {name: list[float]() for name in functions}, 0
         began = time.perf_counter()
         while rounds < 2 or time.perf_counter() - began < seconds:
-            for name, function in functions.items():
-                times[name] += _turn(function, calls[name])
+            for name in rng.permutation(list(functions)):
+                times[name] += _turn(functions[name], calls[name])
                 if spinning:
                     _settle()
             rounds += 1
