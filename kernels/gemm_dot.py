@@ -5,8 +5,8 @@ Algorithm
     a line of the panels of :mod:`fgq.kernels.panels`. A block of rows and lines of outputs keeps its sums in
     registers over a chunk of k, in which the weights stay in the nearest cache for all rows of a panel::
 
-        64 bytes    8 rows x 2 panels of 16 outputs (4 rows x 2 without VNNI)    vpdpbusd
-        32 bytes    4 rows x 2 half lines of one panel                           vpdpbusd or vpmaddwd
+        64 bytes    4 rows x 4 panels of 16 outputs           vpdpbusd or vpmaddwd
+        32 bytes    4 rows x 2 half lines of one panel        the same
 
     Rows are computed in whole blocks: what lies behind the last one exists and is never looked at.
 
@@ -18,8 +18,8 @@ Accumulators
     int16 before vpmaddwd, whose sums of two products are exact; nothing saturates on any tier.
 
 Instructions per multiplication
-    With VNNI (1 + 1/2 + 1/8) / 64 at 512 bits: a dot product and its share of two loads. Without, four for
-    one and the widening.
+    With VNNI 1.5 / 64 at 512 bits, 2 / 32 at 256: a dot product and its share of the loads. Without, four
+    in its place, and the widening.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ from fgq.kernels.weights import Weight
 _LINE = 4 * OUTPUTS
 """Bytes of four k of a panel."""
 
+_HELD = 4
+"""Rows that registers hold the sums of."""
+
 _ROWS_MULTIPLE = 32
-"""Rows in a block are a multiple of this, and so of those that registers hold."""
+"""Rows in a block are a multiple of this, also where the driver makes smaller ones."""
 
 _CHUNK = 8
-"""Most steps of 64 k in a chunk: two panels of it are 16 KB."""
+"""Most steps of 64 k in a chunk: four panels of it are 32 KB."""
 
 _PANEL_BYTES = 1 << 18
 """Memory for the rows of a block: an eighth of a second-level cache."""
@@ -100,7 +103,7 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
             rows_step=min(_up(rows, _ROWS_MULTIPLE), most - most % _ROWS_MULTIPLE),
             outputs_step=outputs_step,
             pitch=depth,
-            work_bytes=2 * _CHUNK * TILE_BYTES if compact else 0,
+            work_bytes=_panels(isa.width) * _CHUNK * TILE_BYTES if compact else 0,
             direct=reduction == depth,
         )
 
@@ -109,6 +112,11 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
 
 def _up(count: int, multiple: int) -> int:
     return count + -count % multiple
+
+
+def _panels(width: int) -> int:
+    """Return how many panels of outputs are taken together."""
+    return 4 if width == _LINE else 1
 
 
 @cache
@@ -138,8 +146,7 @@ def _multiply(
     first: Any, outputs: Any, sums: Any, widest: Any, work: Any,
 ) -> None:  # fmt: skip
     coding = Coding(bits=bits, run=run, planes=planes) if bits else None
-    held = 8 if e.isa.has("avx512vnni") else 4
-    panels = 2 * e.isa.width // _LINE
+    panels = _panels(e.isa.width)
     steps = pitch // DEPTH
     record = coding.record_bytes if coding else TILE_BYTES
     weights = weights + first // OUTPUTS * (steps * record)
@@ -158,23 +165,23 @@ def _multiply(
             else:
                 lines = [given + index * steps * TILE_BYTES for index in range(panels)]
             vectors = [line + half for line in lines for half in range(0, _LINE, e.isa.width)]
-            for row in e.range(0, rows, held):
+            for row in e.range(0, rows, _HELD):
                 x = panel + (row * pitch + begin * DEPTH)
                 out = sums + (row * (widest * 4) + column * (_LINE * panels))
-                _products(e, held, x, pitch, vectors, count * (DEPTH // 4), out, widest * 4, begin > 0)
+                _products(e, x, pitch, vectors, count * (DEPTH // 4), out, widest * 4, begin > 0)
 
 
 def _products(
-    e: Emitter, held: int, x: Pointer, pitch: Value, vectors: list[Pointer], fours: Value, out: Pointer,
+    e: Emitter, x: Pointer, pitch: Value, vectors: list[Pointer], fours: Value, out: Pointer,
     out_pitch: Value, added: Value,
 ) -> None:  # fmt: skip
-    """Emit sums of `held` rows and some vectors of outputs over a chunk of k; `added` to those in `out`."""
+    """Emit sums of a few rows and some vectors of outputs over a chunk of k; `added` to those in `out`."""
     kept = e.filled(e.number(e.choose(added, e.number(-1), 0), i32), i32)
     places = [
-        [out + row * out_pitch + index * e.isa.width for index in range(len(vectors))] for row in range(held)
+        [out + row * out_pitch + index * e.isa.width for index in range(len(vectors))] for row in range(_HELD)
     ]
     totals = [[e.variable(e.load(place, i32) & kept) for place in line] for line in places]
-    rows = [x + row * pitch for row in range(held)]
+    rows = [x + row * pitch for row in range(_HELD)]
     for four in e.range(0, fours):
         weights = [e.load(vector + four * _LINE, i32) for vector in vectors]
         for line, row in zip(totals, rows, strict=True):
