@@ -487,6 +487,16 @@ class Emitter:
         other = self.like(other, one)
         return Value(self, self.builder.select(condition.ir, one.ir, other.ir))
 
+    def bits_chosen(self, mask: int, one: Value, other: Value) -> Value:
+        """Take the bits of `one` that are set in the lanes' mask, and the others of `other`."""
+        if self.isa.width != 64:
+            return (one & mask) | (other & ~mask)
+        # LLVM turns the same in operators into two instructions
+        words = self.filled(mask, one.element, one.lanes).bits_as(i32)
+        name = "llvm.x86.avx512.pternlog.d.512"
+        args = words, one.bits_as(i32), other.bits_as(i32), self.number(0xCA, i32)
+        return self._call(name, words.type, *args).bits_as(one.element)
+
     def smaller(self, one: Value, other: Any) -> Value:
         """Return the smaller of each two lanes, signed."""
         other = self.like(other, one)
