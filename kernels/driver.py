@@ -130,67 +130,112 @@ class _Held(threading.local):
 
 _held = _Held()
 
+_NOTHING = np.empty(0, np.uint8)
 
-def drive(
-    engine: Engine,
-    x: NDArray[np.uint8],
-    geometry: Geometry,
-    bias: NDArray[np.int32],
-    epilogue: Epilogue,
-    out: NDArray[Any],
-    residual: NDArray[Any] | None,
-    threads: int,
-) -> None:
-    """Run a layer.
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Job:
+    """How one shape of input is cut into units of work; the same for every call with that shape.
+
+    Parameters
+    ----------
+    run : callable
+        The compiled loop.
+    numbers, cut : ndarray of int64
+        What it is told of the geometry and of the blocks.
+    units : int
+        How many blocks there are.
+    threads : int
+        How many threads share them.
+    scratch_bytes : int
+        Memory for each.
+    """
+
+    run: Any
+    numbers: NDArray[np.int64]
+    cut: NDArray[np.int64]
+    units: int
+    threads: int
+    scratch_bytes: int
+
+
+def plan_job(engine: Engine, geometry: Geometry, outputs: int, threads: int) -> Job:
+    """Cut the work of a layer into units.
 
     Parameters
     ----------
     engine : Engine
         The prepared weights.
-    x : ndarray of uint8, shape (B, H, W, C)
-        Activations in C order.
     geometry : Geometry
-        How the window moves over them.
-    bias : ndarray of int32, shape (M,)
-        Added to the sums, the zero point's share included.
-    epilogue : Epilogue
-        What becomes of the sums.
-    out : ndarray, shape (B, OH, OW, M)
-        Written.
-    residual : ndarray, shape (B, OH, OW, M), or None
-        Added by the epilogue.
+        How the window moves over the input.
+    outputs : int
+        Output channels of one conv group.
     threads : int
-        How many threads to use.
+        How many threads to use at most.
     """
-    if out.size == 0:
-        return
-    outputs = bias.size // geometry.groups
     plan = engine.plan(geometry.rows, outputs)
     rows_step, outputs_step = _shared(plan, geometry, outputs, threads)
     row_blocks, output_blocks = -(-geometry.rows // rows_step), -(-outputs // outputs_step)
     units = geometry.groups * row_blocks * output_blocks
-    threads = min(threads, units)
-
     panel_bytes = _rounded(rows_step * plan.pitch + ALIGNMENT)
     sums_bytes = _rounded(4 * rows_step * plan.outputs_step)
-    scratch = _held.borrow(threads, panel_bytes + sums_bytes + _rounded(plan.work_bytes))
     cut = np.array(
         [rows_step, outputs_step, plan.pitch, plan.direct and geometry.gapless, panel_bytes, sums_bytes,
          row_blocks, output_blocks, outputs, plan.outputs_step],
         np.int64,
     )  # fmt: skip
-    run = compose(engine.tier, engine.block, engine.stage)
-    flat, numbers, result = x.reshape(-1), geometry.numbers, out.reshape(-1).view(np.uint8)
-    added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
+    return Job(
+        run=compose(engine.tier, engine.block, engine.stage),
+        numbers=geometry.numbers,
+        cut=cut,
+        units=units,
+        threads=min(threads, units),
+        scratch_bytes=panel_bytes + sums_bytes + _rounded(plan.work_bytes),
+    )
+
+
+def drive(
+    job: Job,
+    weights: tuple[NDArray[Any], ...],
+    x: NDArray[np.uint8],
+    bias: NDArray[np.int32],
+    epilogue: Epilogue,
+    out: NDArray[Any],
+    residual: NDArray[Any] | None = None,
+) -> None:
+    """Run a layer.
+
+    Parameters
+    ----------
+    job : Job
+        The work, as :func:`plan_job` cut it.
+    weights : tuple of ndarray
+        The engine's.
+    x : ndarray of uint8
+        Activations in C order.
+    bias : ndarray of int32, shape (M,)
+        Added to the sums, the zero point's share included.
+    epilogue : Epilogue
+        What becomes of the sums.
+    out : ndarray, shape (.., M)
+        Written, C order.
+    residual : ndarray, shape of `out`, optional
+        Added by the epilogue.
+    """
+    if out.size == 0:
+        return
+    scratch = _held.borrow(job.threads, job.scratch_bytes)
+    flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
+    added = _NOTHING if residual is None else residual.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
 
     def work(thread: int, begin: int, end: int) -> None:
-        run(
-            engine.weights, flat, numbers, cut, begin, end, scratch[thread],
+        job.run(
+            weights, flat, job.numbers, job.cut, begin, end, scratch[thread],
             bias, integers, factors, floats, added, result,
         )  # fmt: skip
 
-    spread(units, threads, work)
+    spread(job.units, job.threads, work)
 
 
 def _shared(plan: Plan, geometry: Geometry, outputs: int, threads: int) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -72,19 +72,19 @@ class Epilogue(ABC):
         return _NO_FLOATS
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Sums(Epilogue):
     """The int32 sums themselves."""
 
     dtype = np.int32
 
-    @property
+    @cached_property
     def integers(self) -> NDArray[np.int64]:
         """See :class:`Epilogue`."""
         return np.array([_SUMS], np.int64)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Dequantize(Epilogue):
     """Real values, ``clip(float32(acc) * scale[m] + residual, lowest, highest)``.
 
@@ -103,7 +103,7 @@ class Dequantize(Epilogue):
     dtype = np.float32
     residual_dtype = np.float32
 
-    @property
+    @cached_property
     def integers(self) -> NDArray[np.int64]:
         """See :class:`Epilogue`."""
         return np.array([_DEQUANTIZE], np.int64)
@@ -112,7 +112,7 @@ class Dequantize(Epilogue):
         """See :class:`Epilogue`."""
         return _per_output("scale", self.scale, outputs)
 
-    @property
+    @cached_property
     def floats(self) -> NDArray[np.float32]:
         """See :class:`Epilogue`."""
         return np.array([self.lowest, self.highest], np.float32)
@@ -163,7 +163,7 @@ class QuantizedAdd:
         return np.array([own, other, np.float32(self.sum_zero_point) - shift], np.float32)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Requantize(Epilogue):
     """The next layer's activations.
 
@@ -206,7 +206,7 @@ class Requantize(Epilogue):
         """See :class:`Epilogue`."""
         return self.add is not None
 
-    @property
+    @cached_property
     def integers(self) -> NDArray[np.int64]:
         """See :class:`Epilogue`."""
         own = self.zero_point, self.lowest - self.zero_point, self.highest - self.zero_point
@@ -218,7 +218,7 @@ class Requantize(Epilogue):
         """See :class:`Epilogue`."""
         return _per_output("multiplier", self.multiplier, outputs)
 
-    @property
+    @cached_property
     def floats(self) -> NDArray[np.float32]:
         """See :class:`Epilogue`."""
         return _NO_FLOATS if self.add is None else self.add.floats

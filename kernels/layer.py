@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels.dispatch import FEW_ROWS, Kernel, Memory, Problem, Wish, select_kernel
-from fgq.kernels.driver import Engine, drive
+from fgq.kernels.driver import Engine, Job, drive, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.simd.isa import available
 from fgq.kernels.weights import Weight, check_activations, check_weights, zero_point_bias
 from fgq.kernels.window import Window
+
+_REMEMBERED = 64
+"""Shapes of input that a layer remembers."""
+
+_PLAIN, _SUMS = Window(), Sums()
 
 MANY_ROWS = 64
 """Stands for any number of rows beyond a GEMV's."""
@@ -79,6 +84,18 @@ class Prepared:
     resident_bytes: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """What a call with one shape of input does; `job` is None for kernels that run by themselves."""
+
+    prepared: Prepared
+    job: Job | None
+    weights: tuple[NDArray[Any], ...]
+    image: tuple[int, ...]
+    size: tuple[int, int]
+    shape: tuple[int, ...]
+
+
 class Layer:
     """A matrix product or convolution on quantized activations, ready to run.
 
@@ -127,6 +144,7 @@ class Layer:
         self._largest_code = weight.largest_code
         self._folded_bias = zero_point_bias(weight, bias, x_zero)
         self._prepared: dict[Kernel, Prepared] = {}
+        self._calls: dict[tuple[tuple[int, ...], int], _Call] = {}
         self._lock = Lock()
         self.kernel(MANY_ROWS)  # an impossible wish is told now
 
@@ -200,29 +218,52 @@ class Layer:
         KernelError
             If an array does not fit.
         """
-        epilogue = Sums() if epilogue is None else epilogue
+        epilogue = _SUMS if epilogue is None else epilogue
+        call = self._calls.get((x.shape, threads))
+        if call is None:
+            call = self._plan(x, threads)
+        if x.dtype != np.uint8:
+            check_activations(x, 2 if self.window is None else 4, self.inputs)
+        if not (x.flags.c_contiguous and x.flags.writeable):  # read-only arrays have a type of their own
+            x = np.require(x, requirements=["C", "W"])
+        if residual is not None or epilogue.needs_residual:
+            residual = _checked(residual, epilogue, call.shape)
+        if x.size == 0:
+            return np.empty(call.shape, epilogue.dtype)
+        if call.job is not None:
+            out = np.empty(call.shape, epilogue.dtype)
+            drive(call.job, call.weights, x, self._folded_bias, epilogue, out, residual)
+            return out
+        kernel = call.prepared.kernel
+        module = import_module(f"fgq.kernels.{kernel.module}")
+        if residual is not None:
+            residual = residual.reshape(call.image[0], *call.size, self.outputs)
+        image = x.reshape(call.image)
+        result: NDArray[Any] = module.run(call.prepared.content, image, epilogue, residual, threads)
+        return result.reshape(call.shape)
+
+    def _plan(self, x: NDArray[np.uint8], threads: int) -> _Call:
+        """Find out, once for each shape of input, what a call does."""
         check_activations(x, 2 if self.window is None else 4, self.inputs)
         if threads < 1:
             raise KernelError(f"threads: found {threads}, wanted at least 1")
-        if self.window is None and len(x) == 0:
-            return np.empty((0, self.outputs), epilogue.dtype)
-        x = np.require(x, requirements=["C", "W"])
-        image = x.reshape(1, -1, 1, self.inputs) if self.window is None else x
-        taps = (1, 1) if self.window is None else (self.weight.shape[1], self.weight.shape[2])
-        geometry = Geometry.of(image.shape, taps, self.window or Window(), self.x_zero)
-        shape = (geometry.images, *geometry.size, self.outputs)
-        result = shape[1::2] if self.window is None else shape
-        _check_residual(residual, epilogue, result)
-        if residual is not None:
-            residual = np.require(residual, requirements=["C", "W"])
-        prepared = self.prepare(geometry.rows)
-        if isinstance(prepared.content, Engine):
-            out = np.empty(shape, epilogue.dtype)
-            drive(prepared.content, image, geometry, self._folded_bias, epilogue, out, residual, threads)
+        if self.window is None:
+            taps, window = (1, 1), _PLAIN
+            image: tuple[int, ...] = (1, max(len(x), 1), 1, self.inputs)
         else:
-            module = import_module(f"fgq.kernels.{prepared.kernel.module}")
-            out = module.run(prepared.content, image, epilogue, residual, threads)
-        return out.reshape(result)
+            taps, window, image = (self.weight.shape[1], self.weight.shape[2]), self.window, x.shape
+        geometry = Geometry.of(image, taps, window, self.x_zero)
+        shape = (len(x), self.outputs) if self.window is None else (len(x), *geometry.size, self.outputs)
+        prepared = self.prepare(geometry.rows)
+        job, weights = None, ()
+        if isinstance(prepared.content, Engine):
+            weights = prepared.content.weights
+            job = plan_job(prepared.content, geometry, self.outputs // window.groups, threads)
+        call = _Call(prepared, job, weights, image, geometry.size, shape)
+        if len(self._calls) >= _REMEMBERED:
+            self._calls.clear()
+        self._calls[x.shape, threads] = call
+        return call
 
     def _prepare(self, kernel: Kernel) -> Prepared:
         module = import_module(f"fgq.kernels.{kernel.module}")
@@ -263,11 +304,12 @@ class Layer:
         return self.wishes.memory
 
 
-def _check_residual(residual: NDArray[Any] | None, epilogue: Epilogue, shape: tuple[int, ...]) -> None:
+def _checked(
+    residual: NDArray[Any] | None, epilogue: Epilogue, shape: tuple[int, ...]
+) -> NDArray[Any] | None:
     dtype = epilogue.residual_dtype
-    if residual is None:
-        if epilogue.needs_residual:
-            raise KernelError(f"residual: found none, wanted {np.dtype(dtype)}{list(shape)}")
-    elif residual.dtype != dtype or residual.shape != shape:
+    if residual is None or residual.dtype != dtype or residual.shape != shape:
+        found = "none" if residual is None else f"{residual.dtype}{list(residual.shape)}"
         wanted = "none" if dtype is None else f"{np.dtype(dtype)}{list(shape)}"
-        raise KernelError(f"residual: found {residual.dtype}{list(residual.shape)}, wanted {wanted}")
+        raise KernelError(f"residual: found {found}, wanted {wanted}")
+    return np.require(residual, requirements=["C", "W"])
