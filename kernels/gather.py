@@ -159,7 +159,7 @@ def gatherer(tier: int) -> Any:
                             begin = min(max(-z, 0), joined)
                             end = max(min(columns - z, joined), begin)
                         start = source + i * below + j * aside
-                        _emit_run(
+                        emit_run(
                             tier, x, x.size, start, panel, panel.size, target,
                             begin * inputs, end * inputs, size, fill,
                         )  # fmt: skip
@@ -221,11 +221,15 @@ def _emit_pixels(
 
 
 @emitted
-def _emit_run(
+def emit_run(
     e: Emitter, x: Any, x_size: Any, source: Any, panel: Any, panel_size: Any, target: Any,
     begin: Any, end: Any, size: Any, number: Any,
 ) -> None:  # fmt: skip
-    """Copy the bytes of a run from `begin` to `end`, fill the others; write more only within the panel."""
+    """Copy the bytes from `begin` to `end` of a run to the same place in a panel, and fill the others.
+
+    `source` and `target` are where the run starts, `size` its bytes. Up to a vector more may be written
+    behind it, within the panel.
+    """
     start, place, byte = x + source, panel + target, e.number(number, i8)
     vector, room = e.filled(byte, i8), panel_size - target
 
