@@ -223,7 +223,7 @@ def _multiply(
                 count = steps * (chunk + 1) // chunks - begin
                 records = weights + ((2 * column * steps) + begin) * coding.record_bytes
                 for step in e.range(0, count):
-                    for panel in range(2):
+                    for panel in e.range(0, 2):
                         record = records + (panel * steps + step) * coding.record_bytes
                         decode_tile(e, record, coding, decoded.at(panel, step).begin)
                 # sums wait for their next chunk side by side, and go to their rows at the end

@@ -158,7 +158,7 @@ def _multiply(
             given = weights + (column * panels * steps + begin) * record
             if coding:
                 for step in e.range(0, count):
-                    for index in range(panels):
+                    for index in e.range(0, panels):
                         place = given + (index * steps + step) * record
                         decode_tile(e, place, coding, work + (step + index * _CHUNK) * TILE_BYTES)
                 lines = [work + index * _CHUNK * TILE_BYTES for index in range(panels)]
