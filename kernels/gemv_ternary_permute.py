@@ -1,42 +1,44 @@
-"""Multiplication-free matrix product for a few rows, AVX-512: lanes are output channels, tables are permuted.
+"""Multiplication-free matrix product for a few rows: outputs look sums of activations up in registers.
 
 Algorithm
-    Three ternary weights make one of 27 codes. For three activations a table of the 27 sums that they can
-    give is one register of 32 int16, and one vpermw looks up 32 output channels in it; its index is the
-    low five bits of a lane, so that shifting a word of three codes is all the decoding. The sums of a
-    segment are added in int16; two segments' sums, interleaved, are multiplied by their scales and added
+    Three ternary weights make one of 27 codes, and the activations that they belong to a table of the 27
+    sums that they can give. The codes of as many output channels as a register has bytes look their sums up
+    in one instruction: vpermb, or, where there is only vpshufb, two weights a time in tables of 9. A sum is
+    10 bits long, so there is a table of its low five bits and one of the bits above; bytes of up to eight
+    lookups are added before they are widened to 16 bits (even and odd bytes apart). 4-bit activations need
+    one table only. The int16 sums of two segments, interleaved, are multiplied by their scales and added
     into int32 by one vpmaddwd: one multiplication per segment and output channel.
 
     ::
 
-        16-bit lane:   15    14..10   9..5    4..0         64 weights: 7 words of 3 x 3 weights, and the last
-                      spare   code    code    code                     one in two spare bits, "+" and "-"
+        weights [conv group][pass][block of outputs][pair of segments][codes of the one, codes of the other,
+                                                                       scales][one register]
 
-        weights [conv group][pass][64 outputs][pair of segments][words of the one, words of the other,
-                                                                 scales][2 vectors][32 lanes]
-
-    The weights are read once, from front to back. A pass is as many pairs of segments as keep their
-    tables in the nearest cache; it runs over all outputs, whose int32 sums wait in between. Tables are
-    made anew in each pass, three activations at a time, with masked additions. Two to eight rows of
-    activations share the loads and shifts of the codes. Scales are bytes: two of an output channel lie
-    side by side in the order in which unpacking interleaves two registers.
+    The codes (:mod:`fgq.kernels.ternary_bytes`) are read once, from front to back. A pass is as many pairs
+    of segments as keep their tables in the nearest cache; it runs over all outputs, whose sums wait in
+    between. Tables are made anew in each pass, by masked additions. Further rows of activations find the
+    codes of a block in the nearest cache. Scales are bytes, two registers of 16-bit lanes for a pair: those
+    of outputs in the first or third quarter of a block low, those of the second or fourth high.
 
 Accumulators
-    int16 in a segment of 64 positions at most: 64 * 255 < 2**15. A pair of products is below
-    2 * 16320 * 255 < 2**24, and the sum over K is exact in int32 for whatever :mod:`fgq.kernels.weights`
-    admits. Places behind the end of a group have code 0, for which a table's entry does not depend on the
-    activation there.
+    Table entries are made non-negative: activations count from their middle (128 or 8), and 512 (or 32) is
+    added. What this changes is known beforehand and is where the int32 sums begin. An entry is at most
+    512 + 4 * 128, so eight of its high parts make at most 7 * 28 + 32 < 256, eight low parts 8 * 31 < 256;
+    of 4-bit entries four make 3 * 56 + 64 < 256. A segment has at most 64 positions in 32 lookups of two or
+    21 of three: its sum is below 32 * 768 < 2**15. The sum over K is exact modulo 2**32, and the final value
+    fits (:mod:`fgq.kernels.weights`). Places behind the end of a group have code 0, for which a table's
+    entry does not depend on the activation there.
 
 Cost
-    64 weights of 32 outputs take 21 permutes, 14 shifts, 20 additions, 2 masks and 2 masked additions for
-    the 64th weight, and 3.5 instructions for the scale: 0.031 instructions per MAC, 1.875 bits per weight.
+    With vpermb 64 weights of 64 outputs take 42 lookups, 36 additions, 21 instructions for the third codes,
+    20 for widening and 8 for the scale: 0.031 instructions per MAC, 1.875 bits per weight. With vpshufb:
+    64 lookups, 56 additions, 48 for nibbles, 29 for widening, 8 for the scale: 0.05, 2.125 bits.
 
-Instruction sets: AVX-512 BW, and those above it.
+Instruction sets: AVX-512 VBMI (vpermb); AVX-512 BW and AVX2 (vpshufb).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -46,100 +48,23 @@ from numpy.typing import NDArray
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
 from fgq.kernels.driver import Engine, Plan, aligned
-from fgq.kernels.simd.emit import Emitter, emitted, i8, i16, i32, i64
+from fgq.kernels.simd.emit import Emitter, Value, emitted, i8, i16, i32, i64
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, InstructionSet, index_of
+from fgq.kernels.ternary_bytes import PAIR_LENGTHS, TRIPLE_LENGTHS, Field, format_of, pack_segments
 from fgq.kernels.ternary_segments import Segments, cheapest, cut
 from fgq.kernels.weights import Weight
 
-ROWS = 8
+ROWS = 4
 """Most rows in a block; more are taken in several blocks."""
 
-LENGTHS = (4, 9, 18, 33, 64)
-"""Segment lengths: what fills one, one, two, four and seven words a segment, at 4 a word for two."""
+_LOW_BITS = 5
+"""Bits of a sum in the low one of two tables."""
 
-_TABLE_BYTES = 24 << 10
+_SCALES = 2
+"""Registers of scales in a pair of segments."""
+
+_TABLE_BYTES = 12 << 10
 """Tables of a pass, which share the nearest cache with the stream of weights."""
-
-_LINE, _VECTORS, _LANES = 64, 2, 32
-_OUTPUTS = _VECTORS * _LANES
-
-_ORDER = np.array([8 * (m % 16 // 4) + 4 * (m // 16) + m % 4 for m in range(_LANES)])
-"""The lane of each output, chosen so that unpacking leaves sums 0..15 in one register and 16..31 in the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """Where the code of up to three neighbouring weights lies.
-
-    Parameters
-    ----------
-    position : int
-        Of the first weight within the segment.
-    trits : int
-        How many weights: 3 in five bits, 2 in four, 1 in two.
-    word, shift : int
-        Which word of the segment, and the lowest bit in it.
-    """
-
-    position: int
-    trits: int
-    word: int
-    shift: int
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """How the codes of a pair of segments lie in words.
-
-    Parameters
-    ----------
-    words : int
-        Words of both segments together.
-    fields : tuple of tuple of Field
-        Of each of the two segments; positions and trits are the same in both.
-    spare : bool
-        Whether the last weight of a segment lies in the top bits of its first two words.
-    """
-
-    words: int
-    fields: tuple[tuple[Field, ...], tuple[Field, ...]]
-    spare: bool
-
-    @property
-    def tables(self) -> int:
-        """Registers of tables that one segment needs, the spare weight's activation included."""
-        return len(self.fields[0]) + self.spare
-
-    @property
-    def lines(self) -> int:
-        """Registers of codes and scales in a pair of segments, for each vector of outputs."""
-        return self.words + 1
-
-
-_BITS = {1: 2, 2: 4, 3: 5}
-
-
-@cache
-def format_of(length: int) -> Format:
-    """Return how segments of a length are stored."""
-    triples, rest = divmod(length, 3)
-    spare = rest == 1 and triples % 3 == 0 and triples >= 6
-    sizes = [3] * triples + ([rest] if rest and not spare else [])
-    if 2 * sum(_BITS[trits] for trits in sizes) <= 16:  # both segments in one word
-        halves, shift = [], 0
-        for _ in range(2):
-            fields, position = [], 0
-            for trits in sizes:
-                fields.append(Field(position, trits, 0, shift))
-                position, shift = position + trits, shift + _BITS[trits]
-            halves.append(tuple(fields))
-        return Format(1, (halves[0], halves[1]), False)
-    words = -(-len(sizes) // 3)
-    halves = [
-        tuple(Field(3 * i, trits, half * words + i // 3, 5 * (i % 3)) for i, trits in enumerate(sizes))
-        for half in range(2)
-    ]
-    return Format(2 * words, (halves[0], halves[1]), spare)
 
 
 def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int = 8) -> Engine:
@@ -150,236 +75,252 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int
     matrices : list of Weight
         The conv groups' weights [M, K]: planes of ternary or tied codes.
     isa : InstructionSet
-        AVX-512 BW or better.
+        With vectors.
+    activation_bits : int
+        8, or 4 where all activations are 0..15.
 
     Raises
     ------
     KernelError
-        If codes are larger than 4, or the instruction set lacks vpermw.
+        If codes are larger than 4, or the instruction set has no vectors.
     """
-    if not isa.has("avx512bw"):
-        raise KernelError(f"ternary permute: found instruction set {isa.name}, wanted one with avx512bw")
-    length = cheapest(matrices[0], LENGTHS, lambda n: format_of(n).lines)
-    planes = [matrix.ternary() for matrix in matrices]
-    parts = [cut(matrix, length) for matrix in planes]
-    pitch = matrices[0].shape[1] + LENGTHS[-1]
-    starts = np.stack([_paired(part.starts) for part in parts])
-    packed = [_pack(part, length) for part in parts]
-    codes = aligned((len(parts), packed[0].size), np.uint16)
-    for line, words in zip(codes, packed, strict=True):
-        line[:] = words
-
-    pair_bytes = 2 * format_of(length).tables * _LINE
+    if not isa.width:
+        raise KernelError(f"ternary permute: found instruction set {isa.name}, wanted one with vectors")
+    tier, triples = index_of(isa), _triples(isa)
+    lengths = TRIPLE_LENGTHS if triples else PAIR_LENGTHS
+    length = cheapest(matrices[0], lengths, lambda n: format_of(n, triples).size + 1)
+    pair_tables = _pair_tables(tier, length, activation_bits)
+    parts = [cut(matrix.ternary(), length) for matrix in matrices]
+    reduction = matrices[0].shape[1]
+    pitch = reduction + lengths[-1]
+    step = _pairs_in_pass(pair_tables)
+    codes = _stack([_pack(part, isa, step) for part in parts])
+    origins = _stack([_origins(part, isa, activation_bits) for part in parts])
+    starts = _stack([_paired(part.starts) for part in parts])
 
     def plan(rows: int, outputs: int) -> Plan:
         held = max(1, min(rows, ROWS))
         return Plan(
             rows_step=held,
-            outputs_step=outputs + -outputs % _OUTPUTS,
-            pitch=pitch + -pitch % _LINE,
-            work_bytes=max(_pairs_in_pass(length), held) * pair_bytes,
+            outputs_step=outputs + -outputs % isa.width,
+            pitch=pitch + -pitch % 64,
+            work_bytes=max(step, held) * pair_tables,
         )
 
-    return Engine(block=make(index_of(isa), length), tier=index_of(isa), weights=(codes, starts), plan=plan)
+    block = make(tier, length, activation_bits)
+    return Engine(block=block, tier=tier, weights=(codes, origins, starts), plan=plan)
 
 
-def _pairs_in_pass(length: int) -> int:
-    return max(1, _TABLE_BYTES // (2 * format_of(length).tables * _LINE))
+def _triples(isa: InstructionSet) -> bool:
+    return isa.has("avx512vbmi")
+
+
+def _pair_tables(tier: int, length: int, bits: int) -> int:
+    """Return the bytes of the tables of a pair of segments."""
+    isa = INSTRUCTION_SETS[tier]
+    return 2 * len(format_of(length, _triples(isa)).fields) * _parts(bits) * isa.width
+
+
+def _parts(bits: int) -> int:
+    """Return how many tables hold a sum."""
+    return 2 if bits == 8 else 1
+
+
+def _pairs_in_pass(pair_tables: int) -> int:
+    return max(1, _TABLE_BYTES // pair_tables)
+
+
+def _middle(bits: int) -> int:
+    """Return the activation that tables count from; entries have four times as much added."""
+    return 1 << (bits - 1)
+
+
+def _stack(arrays: list[NDArray[Any]]) -> NDArray[Any]:
+    made = aligned((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    return np.stack(arrays, out=made)
 
 
 def _paired(starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return as many starts as there are segments in pairs; that of a missing one may be any."""
     return np.concatenate([starts, starts[: starts.size % 2]])
 
 
-def _pack(segments: Segments, length: int) -> NDArray[np.uint16]:
-    """Return the words of one conv group, in the order in which the kernel reads them."""
-    form = format_of(length)
-    outputs, count, _ = segments.trits.shape
-    pairs, blocks = -(-count // 2), -(-outputs // _OUTPUTS)
+def _lanes(width: int) -> NDArray[np.int64]:
+    """Return the byte of each output of a block, so that unpacked sums are in order quarter by quarter."""
+    quarter, index = np.divmod(np.arange(width), width // 4)
+    return 2 * (8 * (index // 4) + 4 * (quarter % 2) + index % 4) + quarter // 2
+
+
+def _pack(segments: Segments, isa: InstructionSet, step: int) -> NDArray[np.uint8]:
+    """Return the weights of one conv group, in the order in which the kernel reads them."""
+    outputs, count, length = segments.codes.shape
+    form = format_of(length, _triples(isa))
+    width, pairs, blocks = isa.width, -(-count // 2), -(-outputs // isa.width)
     # behind the last segment and the last output there are zeros
-    trits = np.zeros((blocks * _OUTPUTS, 2 * pairs, length), np.int8)
-    trits[:outputs, :count] = segments.trits
-    scale = np.zeros((blocks * _OUTPUTS, 2 * pairs), np.uint16)
+    trits = np.zeros((blocks * width, 2 * pairs, length), np.int8)
+    trits[:outputs, :count] = segments.codes
+    scale = np.zeros((blocks * width, 2 * pairs), np.uint8)
     scale[:outputs, :count] = segments.scale
-    trits = trits.reshape(-1, pairs, 2, length)
 
-    lines = np.zeros((blocks * _OUTPUTS, pairs, form.lines), np.uint16)
-    for half, fields in enumerate(form.fields):
-        for field in fields:
-            code = np.zeros(lines.shape[:2], np.uint16)
-            for position in range(field.position, field.position + field.trits):
-                code = 3 * code + (trits[:, :, half, position] + 1).astype(np.uint16)
-            lines[:, :, field.word] |= code << np.uint16(field.shift)
-        if form.spare:
-            first = fields[0].word
-            lines[:, :, first] |= (trits[:, :, half, -1] > 0).astype(np.uint16) << np.uint16(15)
-            lines[:, :, first + 1] |= (trits[:, :, half, -1] < 0).astype(np.uint16) << np.uint16(15)
-    # [blocks, vectors, lanes, pairs, lines], and the scales of outputs 0..15 below those of 16..31
-    lines = lines.reshape(blocks, _VECTORS, _LANES, pairs, -1)[:, :, np.argsort(_ORDER)]
-    wide = scale.reshape(blocks, _VECTORS, 2, 16, pairs, 2)
-    both = wide[:, :, 0] | wide[:, :, 1] << np.uint16(8)
-    lines[..., -1] = both.transpose(0, 1, 2, 4, 3).reshape(blocks, _VECTORS, _LANES, pairs)
+    lines = np.empty((blocks, pairs, 2 * form.size + _SCALES, width), np.uint8)
+    codes = pack_segments(trits, form).reshape(blocks, width, pairs, 2 * form.size)
+    lines[:, :, :-_SCALES, _lanes(width)] = codes.transpose(0, 2, 3, 1)
+    # [blocks, two registers, low and high bytes, outputs, pairs, segments]
+    wide = scale.reshape(blocks, 2, 2, width // 4, pairs, 2)
+    lines[:, :, -_SCALES:] = wide.transpose(0, 4, 1, 3, 5, 2).reshape(blocks, pairs, _SCALES, width)
+    return np.concatenate([lines[:, begin : begin + step].reshape(-1) for begin in range(0, pairs, step)])
 
-    streamed = lines.transpose(0, 3, 4, 1, 2)  # [blocks, pairs, lines, vectors, lanes]
-    step = _pairs_in_pass(length)
-    return np.concatenate([streamed[:, begin : begin + step].reshape(-1) for begin in range(0, pairs, step)])
+
+def _origins(segments: Segments, isa: InstructionSet, bits: int) -> NDArray[np.int32]:
+    """Return where the sums begin: what counting from the middle and keeping entries positive changes."""
+    outputs, _, length = segments.codes.shape
+    surplus = 4 * _middle(bits) * len(format_of(length, _triples(isa)).fields)
+    each = _middle(bits) * segments.codes.sum(axis=2, dtype=np.int32) - surplus
+    total = (each.astype(np.int64) * segments.scale).sum(axis=1)
+    whole = np.zeros(outputs + -outputs % isa.width, np.int32)
+    whole[:outputs] = total.astype(np.int32)  # modulo 2**32
+    return whole
 
 
 @emitted
-def build_tables(e: Emitter, length: int, panel: Any, starts: Any, count: Any, tables: Any) -> None:
+def build_tables(
+    e: Emitter, length: int, bits: int, panel: Any, starts: Any, count: Any, tables: Any
+) -> None:
     """Write the tables of `count` segments; panel: uint8 activations, starts: int64."""
-    form = format_of(length)
+    form, width = format_of(length, _triples(e.isa)), e.isa.width
+    entries = 32 if _triples(e.isa) else 16
     for segment in e.range(0, count):
         x = panel + e.load_number(starts + segment * 8, i64)
-        out = tables + segment * (form.tables * _LINE)
-        for index, field in enumerate(form.fields[0]):
-            total = e.zeros(i16)
-            for trit in range(field.trits):
-                value = e.filled(e.load_number(x + (field.position + trit), i8).unsigned(i16), i16)
-                weights = [_weight(entry, field.trits, trit) for entry in range(_LANES)]
-                total = e.choose(e.constant(weights, i16) > 0, total + value, total)
-                total = e.choose(e.constant(weights, i16) < 0, total - value, total)
-            e.store(out + index * _LINE, total, align=_LINE)
-        if form.spare:
-            value = e.filled(e.load_number(x + (length - 1), i8).unsigned(i16), i16)
-            e.store(out + (form.tables - 1) * _LINE, value, align=_LINE)
+        out = tables + segment * (len(form.fields) * _parts(bits) * width)
+        for index, field in enumerate(form.fields):
+            sums = _sums_of(e, x, field, entries, _middle(bits))
+            above = sums
+            if field.spare:
+                last = _activation(e, x, length - 1, entries)
+                above = sums + (last - _middle(bits) if field.spare > 0 else _middle(bits) - last)
+            for part in range(_parts(bits)):
+                both = [
+                    (half if bits == 4 else half >> _LOW_BITS if part else half & ((1 << _LOW_BITS) - 1))
+                    for half in (sums, above)
+                ]
+                low, high = (half.unsigned(i8) for half in both)
+                table = low.joined(high).shuffled([lane % (2 * entries) for lane in range(width)])
+                e.store(out + (index * _parts(bits) + part) * width, table)
 
 
-def _weight(entry: int, trits: int, trit: int) -> int:
-    """Return what an entry of a table counts an activation: bits above the code do not matter."""
-    code = entry % (1 << _BITS[trits])
-    return code // 3 ** (trits - 1 - trit) % 3 - 1 if code < 3**trits else 0
+def _activation(e: Emitter, x: Any, position: int, lanes: int) -> Value:
+    return e.filled(e.load_number(x + position, i8).unsigned(i16), i16, lanes)
+
+
+def _sums_of(e: Emitter, x: Any, field: Field, entries: int, middle: int) -> Value:
+    """Return the entries of a table as int16."""
+    weights = [field.weights(entry) for entry in range(entries)]
+    total = e.constant([4 * middle - middle * sum(each) for each in weights], i16)
+    for trit in range(field.trits):
+        value = _activation(e, x, field.position + trit, entries)
+        signs = e.constant([each[trit] for each in weights], i16)
+        total = e.choose(signs > 0, total + value, total)
+        total = e.choose(signs < 0, total - value, total)
+    return total
 
 
 @emitted
-def multiply(
-    e: Emitter, length: int, vectors: int, rows: int, codes: Any, pairs: Any,
-    tables: Any, table_pitch: Any, sums: Any, sums_pitch: Any, add: Any,
-) -> None:  # fmt: skip
-    """Add to (or write) the sums of a block of outputs for some pairs of segments and some rows.
-
-    codes: the words of the first pair; tables, sums: of the first row, `table_pitch` and `sums_pitch` bytes
-    from one row to the next; add: whether there are sums from earlier passes.
-    """
-    form = format_of(length)
-    cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
-    places = {
-        (row, vector, side): sums + (sums_pitch * row + (vector * 2 + side) * _LINE)
-        for row, vector in cells
-        for side in range(2)
-    }
-    totals = {place: e.variable(e.zeros(i32)) for place in places}
-    with e.when(add > 0):
-        for place, pointer in places.items():
-            totals[place].value = e.load(pointer, i32)
+def multiply(e: Emitter, length: int, bits: int, codes: Any, pairs: Any, tables: Any, sums: Any) -> None:
+    """Add to the sums of a block of outputs for some pairs of segments; codes, tables: of the first pair."""
+    form, width = format_of(length, _triples(e.isa)), e.isa.width
+    segment_tables = len(form.fields) * _parts(bits) * width
+    totals = [e.variable(e.load(sums + quarter * width, i32)) for quarter in range(4)]
     for pair in e.range(0, pairs):
-        line = codes + pair * (form.lines * _VECTORS * _LINE)
-        table = tables + pair * (2 * form.tables * _LINE)
-
-        def word(index: int, vector: int, line: Any = line) -> Any:
-            return e.load(line + (index * _VECTORS + vector) * _LINE, i16)
-
-        halves = [_segment_sums(e, form, half, rows, vectors, word, table, table_pitch) for half in range(2)]
-        for vector in range(vectors):
-            scales = word(form.words, vector)
-            for row in range(rows):
-                one, other = halves[0][row, vector], halves[1][row, vector]
-                for side, scale in enumerate((scales & 255, scales.shifted_in_zeros(8))):
-                    mixed = one.shuffled(_unpacked(side), other)
-                    totals[row, vector, side] += e.pair_sums(mixed, scale)
-    for place, pointer in places.items():
-        e.store(pointer, totals[place])
+        line = codes + pair * ((2 * form.size + _SCALES) * width)
+        table = tables + pair * (2 * segment_tables)
+        one, other = (
+            _segment_sums(e, length, bits, line + half * form.size * width, table + half * segment_tables)
+            for half in range(2)
+        )
+        for odd in range(2):
+            scales = e.load(line + (2 * form.size + odd) * width, i16)
+            for high, scale in enumerate((scales & 255, scales.shifted_in_zeros(8))):
+                mixed = one[odd].shuffled(_unpacked(width // 2, high), other[odd])
+                totals[2 * odd + high] += e.pair_sums(mixed, scale)
+    for quarter in range(4):
+        e.store(sums + quarter * width, totals[quarter])
 
 
-def _segment_sums(
-    e: Emitter, form: Format, half: int, rows: int, vectors: int, word: Any, table: Any, table_pitch: Any
-) -> dict[tuple[int, int], Any]:
-    """Emit the int16 sums of one segment of a pair, by row and vector."""
-    totals: dict[tuple[int, int], Any] = {}
-
-    def add(row: int, vector: int, value: Any) -> None:
-        totals[row, vector] = totals[row, vector] + value if (row, vector) in totals else value
-
-    def line(row: int, index: int) -> Any:
-        return e.load(table + (table_pitch * row + (half * form.tables + index) * _LINE), i16)
-
-    for index, field in enumerate(form.fields[half]):
-        for vector in range(vectors):
-            code = word(field.word, vector)
-            code = code.shifted_in_zeros(field.shift) if field.shift else code
-            for row in range(rows):
-                add(row, vector, e.permuted(line(row, index), code))
-    if form.spare:
-        first = form.fields[half][0].word
-        for vector in range(vectors):
-            plus, minus = word(first, vector) < 0, word(first + 1, vector) < 0
-            for row in range(rows):
-                x, total = line(row, form.tables - 1), totals[row, vector]
-                total = e.choose(plus, total + x, total)
-                totals[row, vector] = e.choose(minus, total - x, total)
-    return totals
+def _segment_sums(e: Emitter, length: int, bits: int, codes: Any, tables: Any) -> tuple[Value, Value]:
+    """Emit the int16 sums of a segment: those of the even bytes and of the odd ones."""
+    form, width, parts = format_of(length, _triples(e.isa)), e.isa.width, _parts(bits)
+    find = e.permuted if _triples(e.isa) else e.permuted_in_16
+    batches = -(-len(form.fields) // (8 if bits == 8 else 4))
+    # for each table the sums of 16-bit lanes as they are, and of their high bytes
+    wide: list[tuple[Value, Value]] = []
+    for batch in range(batches):
+        begin, end = (len(form.fields) * n // batches for n in (batch, batch + 1))
+        narrow: list[Value] = []
+        for number in range(begin, end):
+            index = _index(e, form.fields[number], codes)
+            found = [find(e.load(tables + (number * parts + p) * width, i8), index) for p in range(parts)]
+            narrow = [a + b for a, b in zip(narrow, found, strict=True)] if narrow else found
+        lanes = [total.bits_as(i16) for total in narrow]
+        both = [(lane, lane.shifted_in_zeros(8)) for lane in lanes]
+        wide = [(a + c, b + d) for (a, b), (c, d) in zip(wide, both, strict=True)] if wide else both
+    whole, odd = wide[0]
+    if parts == 2:
+        whole, odd = whole + (wide[1][0] << _LOW_BITS), odd + (wide[1][1] << _LOW_BITS)
+    return whole - (odd << 8), odd
 
 
-def _unpacked(side: int) -> list[int]:
+def _index(e: Emitter, field: Field, codes: Any) -> Value:
+    """Return a code of each output where a lookup wants it; the bits above may be anything for vpermb."""
+
+    def shifted(byte: int, count: int) -> Value:
+        return e.load(codes + byte * e.isa.width, i16).shifted_in_zeros(count).bits_as(i8)
+
+    if field.split:
+        low, high = shifted(field.byte, 5), shifted(field.byte + 1, 2)
+        return e.bits_chosen(7, low, high)
+    index = shifted(field.byte, field.shift) if field.shift else e.load(codes + field.byte * e.isa.width, i8)
+    return index if _triples(e.isa) else index & 15
+
+
+def _unpacked(lanes: int, high: int) -> list[int]:
     """Return the lanes of vpunpcklwd (0) or vpunpckhwd (1)."""
-    return [
-        lane
-        for part in range(4)
-        for i in range(4)
-        for lane in (8 * part + 4 * side + i, _LANES + 8 * part + 4 * side + i)
-    ]
+    firsts = [8 * part + 4 * high + i for part in range(lanes // 8) for i in range(4)]
+    return [lane for first in firsts for lane in (first, lanes + first)]
 
 
 @cache
-def make(tier: int, length: int) -> Any:
-    """Return the block function for an instruction set and a segment length."""
-    form = format_of(length)
-    tables, lines, step = form.tables, form.lines, _pairs_in_pass(length)
+def make(tier: int, length: int, bits: int) -> Any:
+    """Return the block function for an instruction set, a segment length and activations of 8 or 4 bits."""
+    isa = INSTRUCTION_SETS[tier]
+    width = isa.width
+    pair_tables = _pair_tables(tier, length, bits)
+    step = _pairs_in_pass(pair_tables)
+    pair_bytes = (2 * format_of(length, _triples(isa)).size + _SCALES) * width
 
     @jit
     def block(
         weights: Any, group: int, panel: NDArray[np.uint8], rows: int, first: int, outputs: int,
         sums: NDArray[np.int32], work: NDArray[np.uint8],
     ) -> None:  # fmt: skip
-        codes, starts = weights[0][group], weights[1][group]
-        pairs = starts.size // 2
-        pair_words = lines * _OUTPUTS
-        blocks = codes.size // (pairs * pair_words)
-        begin, end = first // _OUTPUTS, (first + outputs + _OUTPUTS - 1) // _OUTPUTS
+        codes, origins, starts = weights[0][group], weights[1][group], weights[2][group]
+        blocks, pairs = origins.size // width, starts.size // 2
+        begin, end = first // width, (first + outputs + width - 1) // width
+        for row in range(rows):
+            for output in range((end - begin) * width):
+                sums[row, output] = origins[first + output]
         here = max(1, step // rows)  # pairs whose tables for all rows fit into the cache
-        table_pitch = here * 2 * tables * _LINE
-        sums_pitch = 4 * sums.shape[1]
+        table_pitch = here * pair_tables
         for passed in range(0, pairs, step):
             held = min(step, pairs - passed)
             for pair in range(0, held, here):
-                count = min(here, held - pair)
-                at = passed + pair
+                count, at = min(here, held - pair), 2 * (passed + pair)
                 for row in range(rows):
-                    build_tables(
-                        tier, length, panel[row], starts[2 * at :], 2 * count, work[row * table_pitch :]
-                    )
-                add = at > 0
+                    tables = work[row * table_pitch :]
+                    build_tables(tier, length, bits, panel[row], starts[at:], 2 * count, tables)
                 for index in range(begin, end):
-                    words = codes[((passed * blocks + index * held) + pair) * pair_words :]
-                    made = (index - begin) * _OUTPUTS
-                    row = 0
-                    while row + 4 <= rows:
-                        for vector in range(_VECTORS):
-                            multiply(
-                                tier, length, 1, 4, words[vector * _LANES :], count, work[row * table_pitch :],
-                                table_pitch, sums[row, made + vector * _LANES :], sums_pitch, add,
-                            )  # fmt: skip
-                        row += 4
-                    if row + 2 <= rows:
-                        multiply(
-                            tier, length, _VECTORS, 2, words, count, work[row * table_pitch :],
-                            table_pitch, sums[row, made:], sums_pitch, add,
-                        )  # fmt: skip
-                        row += 2
-                    if row < rows:
-                        multiply(
-                            tier, length, _VECTORS, 1, words, count, work[row * table_pitch :],
-                            table_pitch, sums[row, made:], sums_pitch, add,
-                        )  # fmt: skip
+                    line = codes[(passed * blocks + index * held + pair) * pair_bytes :]
+                    for row in range(rows):
+                        into = sums[row, (index - begin) * width :]
+                        multiply(tier, length, bits, line, count, work[row * table_pitch :], into)
 
     return block

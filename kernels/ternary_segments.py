@@ -18,11 +18,11 @@ from fgq.kernels.weights import Weight
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segments:
-    """The weights ``sum over s of scale[m, s] * trits[m, s, :]``, with segment s beginning at ``starts[s]``.
+    """The weights ``sum over s of scale[m, s] * codes[m, s, :]``, with segment s beginning at ``starts[s]``.
 
     Parameters
     ----------
-    trits : ndarray of int8, shape (M, S, length)
+    codes : ndarray of int8, shape (M, S, length)
         -1, 0 or 1; 0 behind the end of a group.
     scale : ndarray of uint8, shape (M, S)
         One a segment.
@@ -30,7 +30,7 @@ class Segments:
         Where a segment begins along K. Its end may lie beyond K.
     """
 
-    trits: NDArray[np.int8]
+    codes: NDArray[np.int8]
     scale: NDArray[np.uint8]
     starts: NDArray[np.int64]
 
@@ -57,7 +57,7 @@ def cheapest(weight: Weight, choices: Sequence[int], cost: Callable[[int], float
 
 
 def cut(weight: Weight, length: int) -> Segments:
-    """Cut a matrix [M, K] of ternary planes into segments; each plane has its own, over the same positions."""
+    """Cut a matrix [M, K] of ternary planes into segments; each plane has its own, at the same places."""
     outputs, reduction = weight.shape
     lengths = group_lengths(weight)
     counts = -(-lengths // length)

@@ -5,7 +5,7 @@ import pytest
 
 from fgq.errors import KernelError
 from fgq.kernels import Weight, gemv_dot
-from fgq.kernels.driver import drive, plan_job, plan_job
+from fgq.kernels.driver import aligned, drive, plan_job
 from fgq.kernels.epilogue import Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.simd.isa import BY_NAME, available
@@ -41,30 +41,54 @@ def run(weight, isa, x, *, compact, bias=None, x_zero=0, window=None, threads=1)
     return out.reshape(wanted.shape), wanted
 
 
+def run_block(engine, weight, x):
+    """Return the sums of the kernel's block function alone: the loop around it compiles slowly."""
+    rows, outputs = len(x), weight.shape[0]
+    plan = engine.plan(rows, outputs)
+    panel = aligned((plan.rows_step, plan.pitch), np.uint8)
+    panel.fill(x.max(initial=0))  # what lies behind K may be any activation
+    work = aligned((plan.work_bytes + 64,), np.uint8)
+    sums = aligned((plan.rows_step, plan.outputs_step), np.int32)
+    out = np.empty((rows, outputs), np.int32)
+    for begin in range(0, rows, plan.rows_step):
+        some = x[begin : begin + plan.rows_step]
+        panel[: len(some), : x.shape[1]] = some
+        engine.stage(engine.weights, 0, panel, len(some), work)
+        engine.block(engine.weights, 0, panel, len(some), 0, outputs, sums, work)
+        out[begin : begin + len(some)] = sums[: len(some), :outputs]
+    return out
+
+
+def wanted_products(weight, x):
+    """Return the sums of the reference, without zero point and bias."""
+    return wanted_sums(weight, np.zeros(weight.shape[0], np.int32), 0, None, x)
+
+
+def check(weight, isa, x, *, compact):
+    engine = gemv_dot.prepare(weight.matrices(1), isa, compact=compact)
+    np.testing.assert_array_equal(run_block(engine, weight, x), wanted_products(weight, x))
+
+
 @pytest.mark.parametrize("isa", SETS, ids=by_name)
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_weights_of_every_kind(isa, kind):
     rng = np.random.default_rng(0)
-    for rows in (1, 2, 3, 4, 7, 8, 9):
+    for rows in range(1, 10):
         outputs, reduction = int(rng.integers(1, 150)), int(rng.integers(1, 400))
         weight = draw_weight(rng, kind, (outputs, reduction), 64)
-        x, bias = draw_activations(rng, (rows, reduction), 8), draw_bias(rng, outputs)
-        got, wanted = run(weight, isa, x, compact=False, bias=bias, x_zero=128, threads=rows % 3 + 1)
-        np.testing.assert_array_equal(got, wanted)
+        check(weight, isa, draw_activations(rng, (rows, reduction), 8), compact=False)
 
 
 @pytest.mark.parametrize("isa", SETS, ids=by_name)
 @pytest.mark.parametrize("group_size", [4, 8, 16, 32, 64, 100])
 def test_packed_ternary_weights(isa, group_size):
-    if isa not in FAST_SETS and group_size < 64:
-        pytest.skip("differs from the other sets in the dot product alone")
+    if isa is not SETS[0] and group_size not in (8, 64):
+        pytest.skip("differs from the best set in the dot product alone")
     rng = np.random.default_rng(group_size)
-    for rows in (1, 2, 3, 4, 7, 8, 9):
+    for rows in range(1, 10):
         outputs, reduction = int(rng.integers(1, 150)), int(rng.integers(1, 700))
         weight = draw_weight(rng, "ternary", (outputs, reduction), group_size)
-        x, bias = draw_activations(rng, (rows, reduction), 8), draw_bias(rng, outputs)
-        got, wanted = run(weight, isa, x, compact=True, bias=bias, x_zero=3, threads=rows % 3 + 1)
-        np.testing.assert_array_equal(got, wanted)
+        check(weight, isa, draw_activations(rng, (rows, reduction), 8), compact=True)
 
 
 @pytest.mark.parametrize("isa", FAST_SETS, ids=by_name)
@@ -73,8 +97,7 @@ def test_packed_weights_of_other_kinds(isa, kind):
     rng = np.random.default_rng(1)
     for rows in (1, 3):
         weight = draw_weight(rng, kind, (70, 333), 64)
-        got, wanted = run(weight, isa, draw_activations(rng, (rows, 333), 8), compact=True)
-        np.testing.assert_array_equal(got, wanted)
+        check(weight, isa, draw_activations(rng, (rows, 333), 8), compact=True)
 
 
 @pytest.mark.parametrize("isa", FAST_SETS, ids=by_name)
@@ -83,8 +106,7 @@ def test_every_short_reduction(isa, compact):
     rng = np.random.default_rng(2)
     for reduction in range(1, 140):
         weight = draw_weight(rng, "ternary", (3, reduction), 64)
-        got, wanted = run(weight, isa, draw_activations(rng, (1, reduction), 8), compact=compact)
-        np.testing.assert_array_equal(got, wanted)
+        check(weight, isa, draw_activations(rng, (1, reduction), 8), compact=compact)
 
 
 @pytest.mark.parametrize("isa", FAST_SETS, ids=by_name)
@@ -97,11 +119,10 @@ def test_extreme_values(isa, code, compact, reduction):
     alpha = np.full((2, group[-1] + 1), 127 // abs(code), np.uint8)
     x = np.full((2, reduction), 255, np.uint8)
     x[1] = 0
-    got, wanted = run(Weight.single(codes, alpha, group), isa, x, compact=compact)
-    np.testing.assert_array_equal(got, wanted)
+    check(Weight.single(codes, alpha, group), isa, x, compact=compact)
 
 
-@pytest.mark.parametrize("isa", FAST_SETS, ids=by_name)
+@pytest.mark.parametrize("isa", SETS[:1], ids=by_name)
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_convolutions(isa, compact, groups):
