@@ -152,7 +152,9 @@ KERNELS = build_table(
     [
         # The first that the machine has, that can do the layer and grants the wish is taken.
         # Depthwise layers come first: a reduction of a few taps has nothing to save by adding in groups.
+        _depthwise("avx512vnni"),
         _depthwise("avx512"),
+        _depthwise("avxvnni"),
         _depthwise("avx2"),
         _depthwise("portable"),
         # Few rows: the time goes into reading the weights, so packed ones win whatever is done with them.
