@@ -56,6 +56,9 @@ ROWS = 8
 
 _LINE = 64
 
+_OUTPUTS_STEP = 256
+"""Outputs in a block: the second half of eight rows finds their weights in the second-level cache."""
+
 
 def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = False) -> Engine:
     """Lay out weights for this kernel.
@@ -95,7 +98,7 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
         held = max(1, min(rows, ROWS))
         return Plan(
             rows_step=held,
-            outputs_step=outputs + -outputs % OUTPUTS_MULTIPLE,
+            outputs_step=min(outputs + -outputs % OUTPUTS_MULTIPLE, _OUTPUTS_STEP),
             pitch=pitch,
             work_bytes=held * work_bytes,
             direct=pitch == reduction,

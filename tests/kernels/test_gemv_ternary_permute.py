@@ -144,7 +144,9 @@ def test_convolutions(isa, groups):
         weight = draw_weight(rng, "ternary", (groups * int(rng.integers(1, 80)), *taps, inputs), 64)
         size = fitting_size(rng.integers(1, 6, 2), taps, window)
         x = draw_activations(rng, (2, *(int(n) for n in size), inputs * groups), 8)
-        got, wanted = run(weight, isa, x, window=window, x_zero=7, threads=2)
+        got, wanted = run(
+            weight, isa, x, window=window, x_zero=7, threads=2, bias=draw_bias(rng, weight.shape[0])
+        )
         np.testing.assert_array_equal(got, wanted)
 
 
