@@ -198,6 +198,7 @@ def _convolver(tier: int) -> Any:
     ) -> None:
         oh, ow = numbers[6], numbers[7]
         pixels, wide, line, work_bytes = cut[0], cut[1], cut[2], cut[3]
+        channel = np.int64(0)  # a plain 0 would be compiled for
         sums = scratch[work_bytes : work_bytes + 4 * pixels * wide].view(np.int32).reshape(pixels, wide)
         for row in range(begin, end):
             image, down = divmod(row, oh)
@@ -205,7 +206,7 @@ def _convolver(tier: int) -> Any:
                 count = min(pixels, ow - first)
                 add_up(weights, x, numbers, line, image, down, first, count, scratch, sums)
                 finish(
-                    sums, count, bias.size, row * ow + first, 0,
+                    sums, count, bias.size, row * ow + first, channel,
                     bias, integers, factors, floats, residual, out,
                 )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""Panels of taps, against slicing the padded image, and the bytes around them."""
+"""Panels of taps, against slicing the padded image, and the memory around image and panel."""
 
 import numpy as np
 import pytest
+from engines import before_a_forbidden_page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import fitting_size
@@ -33,20 +34,14 @@ def taps(x, geometry, group):
     return np.concatenate(columns, axis=3).reshape(geometry.rows, -1)
 
 
-def guarded(shape):
-    """Return an array that ends where its memory does, and the bytes before and behind it."""
-    count = int(np.prod(shape))
-    memory = np.full(count + 256, GUARD, np.uint8)
-    return memory[128 : 128 + count].reshape(shape), memory[:128], memory[128 + count :]
-
-
 def check(isa, x, geometry, group, first, count, pitch):
     wanted = taps(x, geometry, group)[first : first + count]
-    panel, before, behind = guarded((count, pitch))
-    gatherer(index_of(isa))(x.reshape(-1), geometry.numbers, group, first, count, panel)
+    memory = before_a_forbidden_page(np.full(128 + count * pitch, GUARD, np.uint8))
+    panel = memory[128:].reshape(count, pitch)
+    flat = before_a_forbidden_page(x.reshape(-1))
+    gatherer(index_of(isa))(flat, geometry.numbers, group, first, count, panel)
     np.testing.assert_array_equal(panel[:, : wanted.shape[1]], wanted)
-    assert (before == GUARD).all()
-    assert (behind == GUARD).all()
+    assert (memory[:128] == GUARD).all()
 
 
 @pytest.mark.parametrize("isa", TIERS, ids=lambda isa: isa.name)
