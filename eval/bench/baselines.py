@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
@@ -90,18 +91,23 @@ def prepare_baselines(layer: DrawnLayer, threads: int) -> tuple[dict[str, Baseli
 def _engines(layer: DrawnLayer, threads: int) -> Mapping[str, Mapping[str, Callable[[], Call]]]:
     """Return for each engine its forms and what loads them."""
 
-    def stock(build: Callable[[DrawnLayer], onnx.ModelProto], **options: Any) -> Callable[[], Call]:
-        return lambda: OnnxruntimeCall.of(layer, build(layer), threads, **options)
+    def stock(build: Callable[[DrawnLayer], onnx.ModelProto]) -> Callable[[], Call]:
+        return lambda: OnnxruntimeCall.of(layer, build(layer), threads)
 
     def openvino(build: Callable[[DrawnLayer], onnx.ModelProto]) -> Callable[[], Call]:
-        return lambda: openvino_call(layer, build(layer), threads)
+        return lambda: OpenvinoCall.of(layer, build(layer), threads)
 
     if isinstance(layer.shape, Conv):
-        last = partial(models.integer_conv, channels_last=True)
         return {
             FLOAT: {"NCHW": stock(models.float_conv), "NCHWc": stock(blocked_conv)},
-            QLINEAR_CONV: {"NCHW": stock(models.integer_conv), "NHWC": stock(last)},
-            OPENVINO: {"NCHW": openvino(models.quantized_conv)},
+            QLINEAR_CONV: {
+                "NCHW": stock(models.integer_conv),
+                "NHWC": stock(partial(models.integer_conv, channels_last=True)),
+            },
+            OPENVINO: {
+                "NCHW": openvino(models.quantized_conv),
+                "NHWC": openvino(partial(models.quantized_conv, channels_last=True)),
+            },
         }
     return {
         FLOAT: {"MatMul": stock(models.float_matmul)},
@@ -203,14 +209,15 @@ def blocked_conv(layer: DrawnLayer) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=optimized.opset_import, ir_version=optimized.ir_version)
 
 
-def openvino_call(layer: DrawnLayer, model: onnx.ModelProto, threads: int) -> Call:
-    """Return a call of a model in OpenVINO.
+class OpenvinoCall:
+    """A model in OpenVINO, its input and output bound.
 
     Parameters
     ----------
-    layer : DrawnLayer
     model : ModelProto
         Of one input and one output.
+    x : ndarray
+        Its input.
     threads : int
         How many to use.
 
@@ -219,19 +226,25 @@ def openvino_call(layer: DrawnLayer, model: onnx.ModelProto, threads: int) -> Ca
     ImportError
         If OpenVINO is not installed (extra ``peers``).
     """
-    import openvino
 
-    compiled = openvino.compile_model(
-        openvino.Core().read_model(model.SerializeToString()),
-        "CPU",
-        {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"},
-    )
-    request = compiled.create_infer_request()
-    request.set_input_tensor(openvino.Tensor(models.feed(layer, model), shared_memory=True))
+    def __init__(self, model: onnx.ModelProto, x: NDArray[Any], threads: int) -> None:
+        import openvino
 
-    def run() -> NDArray[Any]:
-        request.infer()
-        result: NDArray[Any] = request.get_output_tensor().data
-        return result
+        options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        read = openvino.Core().read_model(model.SerializeToString())
+        compiled = openvino.compile_model(read, "CPU", options)
+        made = compiled.output(0)
+        self._x, self._result = x, np.empty(tuple(made.shape), made.element_type.to_dtype())
+        self._request = compiled.create_infer_request()
+        self._request.set_input_tensor(openvino.Tensor(self._x, shared_memory=True))
+        self._request.set_output_tensor(openvino.Tensor(self._result, shared_memory=True))
 
-    return run
+    @classmethod
+    def of(cls, layer: DrawnLayer, model: onnx.ModelProto, threads: int) -> OpenvinoCall:
+        """Bind a layer's activations to a model of it."""
+        return cls(model, models.feed(layer, model), threads)
+
+    def __call__(self) -> NDArray[Any]:
+        """Run the model."""
+        self._request.infer()
+        return self._result

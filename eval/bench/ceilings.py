@@ -160,7 +160,7 @@ def _compiled(emit: Any, tier: int) -> Probe:
     def probe(memory: NDArray[np.int8], out: NDArray[np.int8], turns: int) -> None:
         emit(tier, memory, memory.size, out, turns)
 
-    return probe  # type: ignore[no-any-return]
+    return probe
 
 
 _STREAMS = 8

@@ -59,7 +59,7 @@ class Quantizer:
     @property
     def highest(self) -> int:
         """The largest integer."""
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

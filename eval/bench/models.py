@@ -60,7 +60,11 @@ def dynamic_matmul(layer: DrawnLayer) -> onnx.ModelProto:
         _node("Mul", "scale w_scale", "both"),
         _node("Mul", "real both", "y"),
     ]
-    weights = {"w": layer.weight.int8().T, "w_scale": layer.row_scale, "w_zero": np.zeros((), np.int8)}
+    weights: dict[str, NDArray[Any]] = {
+        "w": layer.weight.int8().T,
+        "w_scale": layer.row_scale,
+        "w_zero": np.zeros((), np.int8),
+    }
     return _model(nodes, layer, weights)
 
 
@@ -106,16 +110,23 @@ def integer_conv(layer: DrawnLayer, *, channels_last: bool = False) -> onnx.Mode
     return _model([node], layer, weights, integers=True, channels_last=channels_last)
 
 
-def quantized_conv(layer: DrawnLayer) -> onnx.ModelProto:
-    """Return Conv between DequantizeLinear and QuantizeLinear."""
+def quantized_conv(layer: DrawnLayer, *, channels_last: bool = False) -> onnx.ModelProto:
+    """Return Conv between DequantizeLinear and QuantizeLinear, and Transpose where channels are last.
+
+    OpenVINO keeps channels last inside: there these transpositions move nothing.
+    """
+    weights = {"w": np.moveaxis(layer.weight.int8(), -1, 1), **_quantizers(layer)}
+    read, made = ("xl", "yl") if channels_last else ("xr", "y")
     nodes = [
-        _node("DequantizeLinear", "x x_scale x_zero", "xr"),
+        _node("DequantizeLinear", "x x_scale x_zero", read),
         _node("DequantizeLinear", "w w_scale w_zero", "wr", axis=0),
         _node("Conv", "xr wr", "yr", **_geometry(layer)),
-        _node("QuantizeLinear", "yr y_scale y_zero", "y"),
+        _node("QuantizeLinear", "yr y_scale y_zero", made),
     ]
-    weights = {"w": np.moveaxis(layer.weight.int8(), -1, 1), **_quantizers(layer)}
-    return _model(nodes, layer, weights, integers=True)
+    if channels_last:
+        nodes.insert(1, _node("Transpose", read, "xr", perm=[0, 3, 1, 2]))
+        nodes.append(_node("Transpose", made, "y", perm=[0, 2, 3, 1]))
+    return _model(nodes, layer, weights, integers=True, channels_last=channels_last)
 
 
 def quantized_matmul(layer: DrawnLayer) -> onnx.ModelProto:

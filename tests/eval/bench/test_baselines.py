@@ -107,12 +107,16 @@ def test_a_convolution_is_the_same(shape):
     np.testing.assert_allclose(wanted, clipped, rtol=0, atol=0.501)  # rounded to the nearest
 
 
-def test_openvino_convolves_the_same():
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", CONVS[:2], ids=str)
+def test_openvino_convolves_the_same(shape, channels_last):
     pytest.importorskip("openvino")
-    layer = on_the_grid(CONVS[0])
-    found = baselines.openvino_call(layer, models.quantized_conv(layer), 1)()
-    difference = np.moveaxis(found, 1, -1).astype(int) - ours(layer)
-    assert np.abs(difference).max() <= 1  # it rounds in another place
+    layer = on_the_grid(shape)
+    model = models.quantized_conv(layer, channels_last=channels_last)
+    found = baselines.OpenvinoCall.of(layer, model, 1)()
+    if not channels_last:
+        found = np.moveaxis(found, 1, -1)
+    assert np.abs(found.astype(int) - ours(layer)).max() <= 1  # it rounds in another place
 
 
 def test_the_blocked_layout_leaves_only_the_convolution():
@@ -128,10 +132,10 @@ def test_the_blocked_layout_leaves_only_the_convolution():
 
 
 def test_an_engine_that_refuses_is_missing_with_its_reason(monkeypatch):
-    def refuse(layer, model, threads):
+    def refuse(self, model, x, threads):
         raise RuntimeError("no such engine\nin many lines")
 
-    monkeypatch.setattr(baselines, "openvino_call", refuse)
+    monkeypatch.setattr(baselines.OpenvinoCall, "__init__", refuse)
     ready, missing = baselines.prepare_baselines(draw_layer(MATMUL, 64), 1)
     assert missing == {baselines.OPENVINO: "static scales: no such engine"}
     assert baselines.OPENVINO not in ready
