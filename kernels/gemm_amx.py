@@ -1,28 +1,31 @@
 """Matrix product on AMX tiles: int8 weights against uint8 activations, 16,384 products an instruction.
 
 Algorithm
-    The activations of a panel are brought into tiles of 16 rows x 64 k once (stage), each 1,024 bytes in a
-    row, and the weights lie in such tiles from the start (:mod:`fgq.kernels.panels`): a tile that is spread
-    over 16 distant rows costs a third of the rate. Two row tiles meet two output tiles, four sums of 16 x 16
-    stay in tile registers while k runs to its end::
+    Two tiles of 16 rows x 64 k, loaded from the rows of a panel, meet two of 16 outputs, which lie ready
+    (:mod:`fgq.kernels.panels`); four sums of 16 x 16 stay in tile registers while k runs to its end::
 
                  B0        B1             per step of 64 k:  4 tile loads, 4 tdpbusd
         A0    sums 0    sums 1            a last single row tile meets four output tiles:
         A1    sums 2    sums 3                               5 tile loads, 4 tdpbusd
 
-    Row tiles are the inner loop, so that two panels of weights are read from far away once and again from
-    the nearest caches; the next two are asked for meanwhile.
+    A product takes 16 cycles whether its rows are 1 or 16, so the last tile's rows are not counted: those
+    behind the last one exist and are never looked at. Where K is short, 32 rows stay in the nearest cache
+    while all panels of the block pass by. Where it is long, two panels stay while all rows pass, and the
+    next two are asked for meanwhile. Rows of a gathered panel are an odd number of cache lines apart, which
+    spreads a tile over the sets of the cache.
 
 Compact weights
-    are decoded into work memory by the first pair of row tiles, one step of 64 k ahead of the products, whose
-    unit and those of the vectors work side by side.
+    are decoded two panels and some steps of k at a time, for the nearest cache, and meet all rows of the
+    block there; farther away the decoder would wait for its own writes. Sums wait for the next such chunk
+    side by side, 1,024 bytes each.
 
 Accumulators
     int32. They hold K <= 66,000 products, 66,000 * 255 * 127 < 2**31; the instruction wraps and never
     saturates, so partial sums are harmless.
 
 Instructions
-    tdpbusd and tileloadd at 1 / 16,384 each per multiplication; needs Linux's leave to use the tiles
+    tdpbusd and tileloadd at 1 / 16,384 each per multiplication, and 64 vector instructions or so for each
+    1,024 compact weights. Needs AMX-INT8 and AVX-512, and Linux's leave to use the tiles
     (:mod:`fgq.kernels.simd.isa`).
 """
 
@@ -48,7 +51,7 @@ from fgq.kernels.panels import (
     pack_compact,
     steps_of,
 )
-from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, i8, i64
+from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, i8
 from fgq.kernels.simd.isa import InstructionSet, index_of
 from fgq.kernels.weights import Weight
 
@@ -58,8 +61,11 @@ _ROWS = 16
 _PAIR = 2 * _ROWS
 """Rows in a pair of tiles; blocks are multiples of it."""
 
-_SETTINGS = 64
-"""Bytes that tell the shapes of the tile registers; they come first in the work memory."""
+_SHAPES = [1] + 15 * [0] + 8 * [DEPTH, 0] + 16 * [0] + 8 * [_ROWS] + 8 * [0]
+"""What ldtilecfg reads: palette 1, and for eight registers the bytes of a row and the rows."""
+
+_SETTINGS = len(_SHAPES)
+"""Bytes for that at the beginning of the work memory."""
 
 _NEAR = 1024
 """Longest K for which 32 rows of activations stay in the nearest cache while panels of weights pass by."""
@@ -106,9 +112,8 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
     reduction = matrices[0].shape[1]
     steps, tier = steps_of(reduction), index_of(isa)
     depth = steps * DEPTH
-    # a pitch of an odd number of cache lines spreads a tile's rows over the cache, and is not K
-    pitch = depth + DEPTH * (1 + steps % 2)
-    direct = reduction % DEPTH == 0 or reduction > _NEAR
+    pitch = depth + DEPTH * (1 - steps % 2)
+    direct = reduction % DEPTH == 0 and reduction < _NEAR
     coding, weights = pack_compact(matrices) if compact else (None, pack(matrices))
     numbers = (0, 0, 0) if coding is None else (coding.bits, coding.run, coding.planes)
 
@@ -119,11 +124,10 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
         rows_step = min(_up(rows, _PAIR), most - most % _PAIR)
         if direct and 4 * _PAIR <= rows < rows_step and outputs * depth <= _FAR_BYTES:
             rows_step -= _PAIR  # the rest is gathered, rather than all
-        tiled = rows_step // _ROWS * steps * TILE_BYTES if reduction > _NEAR else 0
         decoded = (2 * _CHUNK + 2 * rows_step // _ROWS) * TILE_BYTES if compact else 0
         return Plan(
             rows_step=rows_step, outputs_step=outputs_step, pitch=pitch, direct=direct,
-            work_bytes=_SETTINGS + tiled + decoded,
+            work_bytes=_SETTINGS + decoded,
         )  # fmt: skip
 
     return Engine(
@@ -131,21 +135,11 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
         tier=tier,
         weights=(weights, np.full((len(matrices), 1), reduction, np.int64)),
         plan=plan,
-        stage=_stage(tier),
     )
 
 
 def _up(count: int, multiple: int) -> int:
     return count + -count % multiple
-
-
-@cache
-def _stage(tier: int) -> Any:
-    @jit
-    def stage(weights: Any, group: int, panel: NDArray[np.uint8], rows: int, work: NDArray[np.uint8]) -> None:
-        _prepare_tiles(tier, panel, panel.shape[1], rows, weights[1][group, 0], work)
-
-    return stage
 
 
 @cache
@@ -163,69 +157,40 @@ def _block(tier: int, bits: int, run: int, planes: int) -> Any:
     ) -> None:
         _multiply(
             tier, bits, run, planes, weights[0][group], weights[0].shape[1], weights[1][group, 0], panel,
-            panel.shape[1], rows, first, outputs, sums, sums.shape[1], sums.shape[0], work,
+            panel.shape[1], rows, first, outputs, sums, sums.shape[1], work,
         )  # fmt: skip
 
     return block
 
 
 @emitted
-def _prepare_tiles(e: Emitter, panel: Any, pitch: Any, rows: Any, reduction: Any, work: Any) -> None:
-    """Tell the shapes of the tiles, and write long rows as they lie in the input into tiles."""
-    shape = [1] + 15 * [0] + 8 * [DEPTH, 0] + 16 * [0] + 8 * [_ROWS] + 8 * [0]
-    e.store(work, e.constant(shape, i8))
-    steps = (reduction + (DEPTH - 1)) // DEPTH
-    whole = reduction // DEPTH
-    for row in e.range(0, e.choose(_tiled(pitch, reduction), rows, 0)):
-        source = panel + row * reduction
-        tile = work + (row // _ROWS * (steps * TILE_BYTES) + row % _ROWS * DEPTH + _SETTINGS)
-        for step in e.range(0, whole):
-            e.store(tile + step * TILE_BYTES, e.load(source + step * DEPTH, i8))
-        for step in e.range(whole, steps):
-            e.store(tile + step * TILE_BYTES, e.load_first(source + step * DEPTH, reduction % DEPTH, i8))
-
-
-def _tiled(pitch: Value, reduction: Value) -> Value:
-    return (pitch.equals(reduction).unsigned(i64) + (reduction > _NEAR).unsigned(i64)).equals(2)
-
-
-@emitted
 def _multiply(
     e: Emitter, bits: Any, run: Any, planes: Any, weights: Any, weight_bytes: Any, reduction: Any,
-    panel: Any, pitch: Any, rows: Any, first: Any, outputs: Any, sums: Any, widest: Any, rows_step: Any,
-    work: Any,
+    panel: Any, pitch: Any, rows: Any, first: Any, outputs: Any, sums: Any, widest: Any, work: Any,
 ) -> None:  # fmt: skip
     coding = Coding(bits=bits, run=run, planes=planes) if bits else None
     steps = (reduction + (DEPTH - 1)) // DEPTH
     row_of_tiles = steps * TILE_BYTES
-    tiled = _tiled(pitch, reduction)
-    rows_in_tiles = Tiles(
-        Pointer(e, e.builder.select(tiled.ir, (work + _SETTINGS).ir, panel.ir)),
-        stride=e.choose(tiled, row_of_tiles, pitch * _ROWS),
-        step=e.choose(tiled, e.number(TILE_BYTES), DEPTH),
-        line=e.choose(tiled, e.number(DEPTH), pitch),
-    )
+    rows_in_tiles = Tiles(panel, stride=pitch * _ROWS, step=DEPTH, line=pitch)
     sums_in_tiles = Tiles(sums, stride=widest * (4 * _ROWS), step=4 * OUTPUTS, line=widest * 4)
     row_tiles = (rows + (_ROWS - 1)) // _ROWS
     columns = (outputs + (2 * OUTPUTS - 1)) // (2 * OUTPUTS)
+    e.store(work, e.constant(_SHAPES, i8))
     e.tile_configure(work)
     if coding:
         weights = weights + first // OUTPUTS * (steps * coding.record_bytes)
-        decoded = Tiles(
-            work + (e.choose(reduction > _NEAR, rows_step // _ROWS * row_of_tiles, 0) + _SETTINGS),
-            stride=_CHUNK * TILE_BYTES,
-        )
+        decoded = Tiles(work + _SETTINGS, stride=_CHUNK * TILE_BYTES)
         waiting = Tiles(decoded.at(2).begin, stride=2 * TILE_BYTES)
         chunks = (steps + (_CHUNK - 1)) // _CHUNK
         for column in e.range(0, columns):
             for chunk in e.range(0, chunks):
                 begin = steps * chunk // chunks
                 count = steps * (chunk + 1) // chunks - begin
-                records = weights + ((2 * column * steps) + begin) * coding.record_bytes
+                records = weights + (2 * column * steps + begin) * coding.record_bytes
                 for step in e.range(0, count):
-                    for panel in e.range(0, 2):
-                        record = records + (panel * steps + step) * coding.record_bytes
-                        decode_tile(e, record, coding, decoded.at(panel, step).begin)
+                    for index in e.range(0, 2):
+                        record = records + (index * steps + step) * coding.record_bytes
+                        decode_tile(e, record, coding, decoded.at(index, step).begin)
                 # sums wait for their next chunk side by side, and go to their rows at the end
                 last = (chunk + 1).equals(chunks)
                 for pair in e.range(0, (row_tiles + 1) // 2):
@@ -241,7 +206,8 @@ def _multiply(
     else:
         weights = Tiles(weights, row_of_tiles).at(first // OUTPUTS)
         near, pairs = reduction <= _NEAR, row_tiles // 2
-        asking = e.choose(e.number(weight_bytes) > _FAR_BYTES, e.choose(near, e.number(0), _ASKING), 0)
+        far = e.choose(near, e.number(0), weight_bytes) > _FAR_BYTES
+        asking = e.choose(far, e.number(_ASKING), 0)
         for outer in e.range(0, e.choose(near, pairs, columns)):
             for inner in e.range(0, e.choose(near, columns, pairs)):
                 pair, column = e.choose(near, outer, inner), e.choose(near, inner, outer)
@@ -249,8 +215,8 @@ def _multiply(
                 out = sums_in_tiles.at(2 * pair, 2 * column)
                 asks = pair < asking
                 with e.when(asks):
-                    far = right.at(2).begin + pair * (steps * (64 * _ASKED_LINES))
-                    _products(e, left, 2, right, 2, steps, out, asked=far)
+                    following = right.at(2).begin + pair * (steps * (64 * _ASKED_LINES))
+                    _products(e, left, 2, right, 2, steps, out, asked=following)
                 with e.when(~asks):
                     _products(e, left, 2, right, 2, steps, out)
         with e.when((row_tiles % 2).equals(1)):
@@ -292,10 +258,10 @@ def _products(
     e: Emitter, left: Tiles, height: int, right: Tiles, width: int, steps: Value, out: Tiles, *,
     kept: tuple[Value, Tiles] | None = None, asked: Pointer | None = None,
 ) -> None:  # fmt: skip
-    """Emit sums of `height` x `width` tiles over some steps of k.
+    """Emit sums of `height` x `width` tiles over some steps of k, which go to `out`.
 
-    They are added to those that were kept, unless that number is zero. Meanwhile the cache lines from `asked`
-    on are asked for.
+    They start from the tiles `kept` unless the number before these is zero. Meanwhile the cache lines from
+    `asked` on are asked for.
     """
     places = [(row, column) for row in range(height) for column in range(width)]
     if kept is not None:
