@@ -148,7 +148,8 @@ def _paired(starts: NDArray[np.int64]) -> NDArray[np.int64]:
 def _lanes(width: int) -> NDArray[np.int64]:
     """Return the byte of each output of a block, so that unpacked sums are in order quarter by quarter."""
     quarter, index = np.divmod(np.arange(width), width // 4)
-    return 2 * (8 * (index // 4) + 4 * (quarter % 2) + index % 4) + quarter // 2
+    lanes: NDArray[np.int64] = 2 * (8 * (index // 4) + 4 * (quarter % 2) + index % 4) + quarter // 2
+    return lanes
 
 
 def _pack(segments: Segments, isa: InstructionSet, step: int) -> NDArray[np.uint8]:
