@@ -201,7 +201,7 @@ def bench_kernels(plan: Sequence[Trial], progress: Progress, *, quick: bool = Fa
     KernelError
         If two kernels do not give the same integers.
     """
-    timing: dict[str, Any] = {"sittings": 1, "retries": 1, "seconds": 0.1} if quick else {}
+    timing: dict[str, Any] = {"sittings": 1, "retries": 1, "seconds": 0.2} if quick else {}
     threads = sorted({variant.threads for trial in plan for variant in trial.variants})
     result = Result(machine=machine(threads))
     for done, trial in enumerate(plan):
@@ -319,6 +319,10 @@ def _rate(contender: Contender, variant: Variant) -> float | None:
     return None if adds is None else ceilings.WEIGHTS_PER_ADDITION * adds
 
 
+_WORKING_SETS = {"32 KiB": 1 << 15, "512 KiB": 1 << 19, "8 MiB": 1 << 23, "64 MiB": 1 << 26}
+"""For which the machine's read bandwidth is told: what the caches hold, and more than that."""
+
+
 def machine(threads: Sequence[int]) -> dict[str, Any]:
     """Describe this machine: processor, features, versions and ceilings.
 
@@ -334,8 +338,7 @@ def machine(threads: Sequence[int]) -> dict[str, Any]:
         dots, adds = ceilings.dot_rate(best, count), ceilings.add_rate(best, 16, count)
         measured[str(count)] = {
             "read_gbs": {
-                f"{1 << shift} KiB": ceilings.read_bandwidth(1024 << shift, count) / 1e9
-                for shift in (5, 9, 13, 16)
+                name: ceilings.read_bandwidth(size, count) / 1e9 for name, size in _WORKING_SETS.items()
             },
             "dot_gmacs": None if dots is None else dots / 1e9,
             "int16_gadds": None if adds is None else adds / 1e9,

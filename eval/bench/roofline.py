@@ -72,15 +72,15 @@ def draw_roofline(result: Result, path: Path) -> None:
     roofs = {"int8 dot products": ceilings["dot_gmacs"]}
     if ceilings["int16_gadds"] is not None:
         roofs["additions, 3 weights each"] = WEIGHTS_PER_ADDITION * ceilings["int16_gadds"]
-    top = max([rate for rate in roofs.values() if rate is not None], default=everything[:, 1].max()) * 2
+    highest = max([rate for rate in roofs.values() if rate is not None], default=everything[:, 1].max())
     for name, rate in roofs.items():
         if rate is not None:
             axes.axhline(rate, color="#444444", linewidth=1)
-            axes.annotate(f"{name}: {rate:.0f} GMAC/s", (right, rate), xytext=(-4, 3),
-                          textcoords="offset points", ha="right", fontsize=8, color="#444444")  # fmt: skip
-    x = np.array([left, right])
+            axes.annotate(f"{name}: {rate:.0f} GMAC/s", (left, rate), xytext=(4, 3),
+                          textcoords="offset points", fontsize=8, color="#444444")  # fmt: skip
     sizes = list(ceilings["read_gbs"].items())
     for (size, rate), style in zip((sizes[1], sizes[-1]), ("--", "-"), strict=True):
+        x = np.array([left, min(right, highest / rate)])
         axes.plot(x, rate * x, color="#444444", linewidth=1, linestyle=style)
         place = left * 1.15 if rate * left > bottom else 1.15 * bottom / rate
         axes.annotate(f"reading {size}: {rate:.0f} GB/s", (place, rate * place), xytext=(-2, 8),
@@ -89,8 +89,8 @@ def draw_roofline(result: Result, path: Path) -> None:
     for name, found in points.items():
         colour, marker = _SERIES[name]
         axes.scatter(found[:, 0], found[:, 1], s=_MARKER_AREA, color=colour, marker=marker, label=name,
-                     linewidths=0.4, edgecolors="white", zorder=3)  # fmt: skip
-    axes.set(xlim=(left, right), ylim=(bottom, top))
+                     linewidths=0.4, edgecolors="white", alpha=0.8, zorder=3)  # fmt: skip
+    axes.set(xlim=(left, right), ylim=(bottom, 2 * highest))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     with mpl.rc_context({"svg.hashsalt": "fgq"}):  # the same figures give the same file
