@@ -76,7 +76,7 @@ def draw_roofline(result: Result, path: Path) -> None:
     for name, rate in roofs.items():
         if rate is not None:
             axes.axhline(rate, color="#444444", linewidth=1)
-            axes.annotate(f"{name}: {rate:.0f} GMAC/s", (left, rate), xytext=(4, 3),
+            axes.annotate(f"{name}: {rate:.0f}", (left, rate), xytext=(4, 3),
                           textcoords="offset points", fontsize=8, color="#444444")  # fmt: skip
     sizes = list(ceilings["read_gbs"].items())
     for (size, rate), style in zip((sizes[1], sizes[-1]), ("--", "-"), strict=True):
