@@ -292,41 +292,70 @@ def finisher(tier: int) -> Any:
     return finish
 
 
-class _Tile:
-    """Goes over the vectors of a tile; the last one of a row may be cut short."""
+_TOGETHER = 4
+"""Vectors of sums that make one vector of activations."""
 
-    def __init__(self, e: Emitter, sums: Any, pitch: Any, outputs: Any, bias: Pointer, channel: Any) -> None:
-        self.e, self.sums, self.pitch, self.outputs = e, sums, pitch, outputs
-        self.bias, self.channel = bias, channel
+
+class _Tile:
+    """Goes over the vectors of a tile, down its columns: what belongs to a channel is loaded once."""
+
+    def __init__(
+        self, e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, channel: Any,
+        begin: Any, width: Any, factors: Any = None,
+    ) -> None:  # fmt: skip
+        self.e, self.sums, self.pitch, self.rows, self.outputs = e, sums, pitch, rows, outputs
+        self.bias, self.channel, self.begin, self.width, self.factors = bias, channel, begin, width, factors
         self.lanes = e.lanes(i32)
 
-    def each(self, rows: Any, begin: Any, width: Any, finish: Any) -> None:
-        """Emit ``finish(sums, column, place, count)`` for each vector; `count` is None for a whole one."""
-        e = self.e
-        for r in e.range(0, rows):
-            line, place = self.sums + r * self.pitch * 4, begin + r * width
-            whole = self.outputs - (self.outputs & (self.lanes - 1))
-            for m in e.range(0, whole, self.lanes):
-                bias = e.load(self.bias + (self.channel + m) * 4, i32)
-                finish(e.load(line + m * 4, i32) + bias, self.channel + m, place + m, None)
-            rest = self.outputs - whole
-            with e.when(rest > 0):
-                bias = e.load_first(self.bias + (self.channel + whole) * 4, rest, i32)
-                sums = e.load_first(line + whole * 4, rest, i32) + bias
-                finish(sums, self.channel + whole, place + whole, rest)
+    def each(self, finish: Any) -> None:
+        """Emit ``finish(sums, factors, place, count)`` for the vectors of each row, biases added.
+
+        `sums` and `factors` are lists of four neighbouring vectors or of one; `place` is where the first
+        belongs in the result; `count` is None, or how many lanes there are of a vector cut short.
+        """
+        e, lanes = self.e, self.lanes
+        some = self.outputs - (self.outputs & (_TOGETHER * lanes - 1))
+        whole = self.outputs - (self.outputs & (lanes - 1))
+        for m in e.range(0, some, _TOGETHER * lanes):
+            self._down([m + i * lanes for i in range(_TOGETHER)], None, finish)
+        for m in e.range(some, whole, lanes):
+            self._down([m], None, finish)
+        with e.when(whole < self.outputs):
+            self._down([whole], self.outputs - whole, finish)
+
+    def _down(self, columns: list[Value], count: Any, finish: Any) -> None:
+        biases = [self.load(self.bias + (self.channel + m) * 4, count, i32) for m in columns]
+        factors = []
+        if self.factors is not None:
+            factors = [self.load(self.factors + (self.channel + m) * 4, count, f32) for m in columns]
+        for r in self.e.range(0, self.rows):
+            line = self.sums + r * self.pitch * 4
+            sums = [
+                self.load(line + m * 4, count, i32) + bias for m, bias in zip(columns, biases, strict=True)
+            ]
+            finish(sums, factors, self.begin + r * self.width + columns[0], count)
 
     def load(self, pointer: Pointer, count: Any, element: Any) -> Value:
-        """Load as many lanes as the vector at hand has."""
+        """Load a vector's lanes, as many as there are."""
         if count is None:
             return self.e.load(pointer, element, self.lanes)
         return self.e.load_first(pointer, count, element, self.lanes)
 
-    def store(self, pointer: Pointer, value: Value, count: Any) -> None:
-        """Store as many lanes as the vector at hand has."""
-        if count is None:
-            self.e.store(pointer, value)
+    def store(self, pointer: Pointer, values: list[Value], count: Any) -> None:
+        """Store vectors one behind the other, or as many lanes of one as there are."""
+        size = 1 if values[0].element == i8 else 4
+        for i, value in enumerate(values):
+            if count is None:
+                self.e.store(pointer + i * self.lanes * size, value)
+            else:
+                self.e.store_first(pointer, value, count)
+
+    def store_activations(self, pointer: Pointer, values: list[Value], count: Any) -> None:
+        """Store int32 lanes, all 0..255, as bytes."""
+        if len(values) == _TOGETHER:
+            self.e.store(pointer, self.e.packed(values))
         else:
-            self.e.store_first(pointer, value, count)
+            self.store(pointer, [value.signed(i8) for value in values], count)
 
 
 @emitted
@@ -334,8 +363,8 @@ def _emit_sums(
     e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, channel: Any,
     out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
-    tile = _Tile(e, sums, pitch, outputs, bias, channel)
-    tile.each(rows, begin, width, lambda acc, column, place, count: tile.store(out + place * 4, acc, count))
+    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width)
+    tile.each(lambda sums, _, place, count: tile.store(out + place * 4, sums, count))
 
 
 @emitted
@@ -343,31 +372,31 @@ def _emit_floats(
     e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
     lowest: Any, highest: Any, residual: Any, given: Any, out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
-    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors)
     low, high = e.filled(lowest, f32), e.filled(highest, f32)
-
-    def scaled(acc: Value, column: Any, count: Any) -> Value:
-        return acc.signed(f32) * tile.load(factors + column * 4, count, f32)
 
     def clip(value: Value) -> Value:
         return e.smaller(e.larger(value, low), high)
 
-    def alone(acc: Value, column: Any, place: Any, count: Any) -> None:
-        tile.store(out + place * 4, clip(scaled(acc, column, count)), count)
+    def alone(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
+        values = [clip(acc.signed(f32) * factor) for acc, factor in zip(sums, factors, strict=True)]
+        tile.store(out + place * 4, values, count)
 
-    def added(acc: Value, column: Any, place: Any, count: Any) -> None:
-        value = scaled(acc, column, count) + tile.load(residual + place * 4, count, f32)
-        tile.store(out + place * 4, clip(value), count)
+    def added(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
+        values = [
+            clip(acc.signed(f32) * factor + tile.load(residual + (place + i * tile.lanes) * 4, count, f32))
+            for i, (acc, factor) in enumerate(zip(sums, factors, strict=True))
+        ]
+        tile.store(out + place * 4, values, count)
 
     with e.when(given.equals(0)):
-        tile.each(rows, begin, width, alone)
+        tile.each(alone)
     with e.when(given > 0):
-        tile.each(rows, begin, width, added)
+        tile.each(added)
 
 
-def _requantized(e: Emitter, acc: Value, factor: Value, zero: Any, low: Value, high: Value) -> Value:
-    value = e.smaller(e.larger(acc.signed(f32) * factor, low), high)
-    return e.whole(value) + e.filled(e.number(zero, i32), i32)
+def _requantized(e: Emitter, acc: Value, factor: Value, zero: Value, low: Value, high: Value) -> Value:
+    return e.whole(e.smaller(e.larger(acc.signed(f32) * factor, low), high)) + zero
 
 
 @emitted
@@ -375,14 +404,17 @@ def _emit_activations(
     e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
     zero: Any, lowest: Any, highest: Any, out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
-    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors)
     low, high = (e.filled(e.number(end).signed(f32), f32) for end in (lowest, highest))
+    zeros = e.filled(e.number(zero, i32), i32)
 
-    def finish(acc: Value, column: Any, place: Any, count: Any) -> None:
-        factor = tile.load(factors + column * 4, count, f32)
-        tile.store(out + place, _requantized(e, acc, factor, zero, low, high).signed(i8), count)
+    def finish(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
+        values = [
+            _requantized(e, acc, factor, zeros, low, high) for acc, factor in zip(sums, factors, strict=True)
+        ]
+        tile.store_activations(out + place, values, count)
 
-    tile.each(rows, begin, width, finish)
+    tile.each(finish)
 
 
 @emitted
@@ -391,21 +423,27 @@ def _emit_additions(
     zero: Any, lowest: Any, highest: Any, sum_lowest: Any, sum_highest: Any,
     own: Any, other: Any, shift: Any, residual: Any, out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
-    tile = _Tile(e, sums, pitch, outputs, bias, channel)
+    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors)
     low, high, sum_low, sum_high = (
         e.filled(e.number(end).signed(f32), f32) for end in (lowest, highest, sum_lowest, sum_highest)
     )
     own, other, shift = (e.filled(number, f32) for number in (own, other, shift))
+    zeros = e.filled(e.number(zero, i32), i32)
 
-    def finish(acc: Value, column: Any, place: Any, count: Any) -> None:
-        factor = tile.load(factors + column * 4, count, f32)
-        mine = _requantized(e, acc, factor, zero, low, high).signed(f32)
+    def add(acc: Value, factor: Value, place: Any, count: Any) -> Value:
+        mine = _requantized(e, acc, factor, zeros, low, high).signed(f32)
         theirs = tile.load(residual + place, count, i8).unsigned(i32).signed(f32)
         value = e.fused(own, mine, e.fused(other, theirs, shift))
-        value = e.smaller(e.larger(value, sum_low), sum_high)
-        tile.store(out + place, e.whole(value).signed(i8), count)
+        return e.whole(e.smaller(e.larger(value, sum_low), sum_high))
 
-    tile.each(rows, begin, width, finish)
+    def finish(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
+        values = [
+            add(acc, factor, place + i * tile.lanes, count)
+            for i, (acc, factor) in enumerate(zip(sums, factors, strict=True))
+        ]
+        tile.store_activations(out + place, values, count)
+
+    tile.each(finish)
 
 
 @jit

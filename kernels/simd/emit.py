@@ -564,6 +564,21 @@ class Emitter:
         self._need(table.lanes == 64, "avx512bw", "vpshufb")
         return self._call(names[table.lanes], table.type, table, index)
 
+    def packed(self, four: Sequence[Value]) -> Value:
+        """Narrow four vectors of int32 lanes, all 0..255, into one of uint8 lanes (vpackssdw, vpackuswb)."""
+        wide = four[0].lanes == 16
+        self._need(wide, "avx512bw", "vpackuswb")
+        self._need(True, "avx2", "vpackuswb")
+        family, width = ("avx512", ".512") if wide else ("avx2", "")
+        halves = [
+            self._call(f"llvm.x86.{family}.packssdw{width}", self.vector(i16), *four[i : i + 2])
+            for i in (0, 2)
+        ]
+        mixed = self._call(f"llvm.x86.{family}.packuswb{width}", self.vector(i8), *halves).bits_as(i32)
+        # each of them has packed every 16 bytes by themselves
+        parts = mixed.lanes // 4
+        return mixed.shuffled([4 * part + vector for vector in range(4) for part in range(parts)]).bits_as(i8)
+
     # Tiles
 
     def tile_configure(self, pointer: Any) -> None:
