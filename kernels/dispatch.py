@@ -121,7 +121,9 @@ _REFERENCE = "reference"
 
 def _free(module: str, isa: str, **limits: int) -> Kernel:
     """Return a multiplication-free kernel: ternary codes, or two tied planes of them."""
-    return Kernel(module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=MOST_ADDED, **limits)
+    return Kernel(
+        module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=MOST_ADDED, **limits
+    )
 
 
 def _dot(module: str, isa: str, *, compact: bool = True, **limits: int) -> Kernel:

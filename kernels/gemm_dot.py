@@ -184,10 +184,10 @@ def _products(
     rows = [x + row * pitch for row in range(_HELD)]
     for four in e.range(0, fours):
         weights = [e.load(vector + four * _LINE, i32) for vector in vectors]
-        for line, row in zip(totals, rows, strict=True):
+        for sums, row in zip(totals, rows, strict=True):
             spread = e.load_spread(row + four * 4, i32)
-            for total, weight in zip(line, weights, strict=True):
+            for total, weight in zip(sums, weights, strict=True):
                 total.value = e.dot(total, spread, weight)
-    for line, total_line in zip(places, totals, strict=True):
-        for place, total in zip(line, total_line, strict=True):
+    for line, sums in zip(places, totals, strict=True):
+        for place, total in zip(line, sums, strict=True):
             e.store(place, total)

@@ -50,6 +50,9 @@ from fgq.kernels.weights import Weight
 _TABLE_BYTES = 38 << 10
 """Size of the tables in use at one time: most of a first-level cache of 48 KiB."""
 
+_MOST_SEGMENTS = 16
+"""Most segments in a batch: their look-ups are one straight line of code."""
+
 _OUTPUTS = 1024
 """Output channels in a block: their sums stay in the second-level cache."""
 
@@ -66,9 +69,6 @@ _WIDEN_EVERY = 5
 """Entries of 4-bit activations whose sum fits a byte: 5 * 2 * 3 * 8 = 240."""
 
 _UNITS: dict[int, tuple[int, ...]] = {
-    1: (1,),
-    2: (2,),
-    3: (3,),
     4: (2, 2),
     8: (3, 3, 2),
     16: (3, 3, 3, 3, 3, 1),
@@ -102,7 +102,7 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int
     length = min(choices, key=lambda size: float((-(-lengths // size)).sum()) * (len(choices[size]) + 4))
     units = choices[length]
 
-    batch = max(1, min(-(-lengths // length).sum(), _TABLE_BYTES // (_entries(units) * isa.width)))
+    batch = max(1, min(_TABLE_BYTES // (_entries(units) * isa.width), _MOST_SEGMENTS))
     packed = [_pack(matrix, length, units, batch, isa.width) for matrix in matrices]
     starts = packed[0][0]
     codes, scales = (_stacked([part[index] for part in packed]) for index in (1, 2))

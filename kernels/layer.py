@@ -139,6 +139,8 @@ class Layer:
         if bias is None:
             bias = np.zeros(weight.shape[:1], np.int32)
         check_weights(weight, bias, x_zero, window)
+        if x_zero >> activation_bits:
+            raise KernelError(f"x_zero: found {x_zero}, wanted a value of {activation_bits}-bit activations")
         self.weight, self.window, self.x_zero, self.bias = weight, window, x_zero, bias
         self.activation_bits, self.wishes = activation_bits, wishes
         self._largest_code = weight.largest_code

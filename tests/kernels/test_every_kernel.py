@@ -82,12 +82,11 @@ def check(layer, x, threads=1):
 )
 def test_matmul(kernel, rows, reduction, outputs, group_size, x_zero, bits, memory, threads, seed):
     rng = np.random.default_rng(seed)
+    x_zero %= 1 << bits
     if kernel.most_rows is not None:
         rows = rows % (kernel.most_rows + 1)
     weight = draw_weight(rng, rng.choice(kinds_of(kernel)), (outputs, reduction), group_size)
-    layer = Forced(
-        weight, kernel, memory, x_zero=x_zero, bias=draw_bias(rng, outputs), activation_bits=bits
-    )
+    layer = Forced(weight, kernel, memory, x_zero=x_zero, bias=draw_bias(rng, outputs), activation_bits=bits)
     check(layer, draw_activations(rng, (rows, reduction), bits), threads)
 
 
@@ -123,6 +122,7 @@ def test_conv2d(
     if kernel.most_rows is not None and np.prod(window.output_size(*size, taps)) > kernel.most_rows:
         return
     rng = np.random.default_rng(seed)
+    x_zero %= 1 << bits
     shape = (outputs * conv_groups, *taps, inputs)
     weight = draw_weight(rng, rng.choice(kinds_of(kernel)), shape, group_size)
     layer = Forced(
@@ -158,8 +158,8 @@ def test_every_length_of_tails(kernel, memory, kind):
     if kind not in kinds_of(kernel):
         pytest.skip("the kernel cannot do such codes")
     rng = np.random.default_rng(9)
-    for reduction in (1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 48, 60, 63, 64, 65, 66, 67, 68, 127, 128, 129, 192):
-        for outputs in (1, 15, 16, 17, 33, 64):
+    for reduction in (1, 2, 3, 4, 5, 15, 17, 31, 48, 63, 64, 65, 66, 67, 68, 127, 128, 129, 192):
+        for outputs in (1, 16, 17, 64):
             weight = draw_weight(rng, kind, (outputs, reduction), 16)
             layer = Forced(weight, kernel, memory, bias=draw_bias(rng, outputs))
             rows = int(rng.integers(1, (kernel.most_rows or 40) + 1))

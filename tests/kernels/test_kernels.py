@@ -68,6 +68,7 @@ MATRIX = Weight.single(CODES[:, 0, 0], ALPHA[:, 0, 0], GROUP)
         ({"memory": "small"}, "memory: found 'small', wanted one of auto, fast, compact"),
         ({"tier": "mmx"}, "tier: found 'mmx', wanted one of amx, "),
         ({"activation_bits": 2}, "activation_bits: found 2"),
+        ({"activation_bits": 4, "x_zero": 16}, "x_zero: found 16"),
         ({"threads": 0}, "threads: found 0"),
         ({"residual": np.zeros((8, 6), np.int32)}, r"residual: found int32\[8, 6\], wanted none"),
     ],
