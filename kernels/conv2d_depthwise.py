@@ -9,11 +9,11 @@ four taps of each of 16 channels (on 64-byte registers)::
              row y+2   c0 c1 c2 ..
     quads    a0 b0 c0 0  a1 b1 c1 0  ..    once for each output row, used by every kernel column
     weights  [quad rows, kw, channels, 4]  the same order
-    sums     [pixels, channels]            int32, finished by the epilogue while they are in the nearest cache
+    sums     [pixels, channels]            int32, finished by the epilogue while they are in the cache
 
 The dot product is vpdpbusd where the machine has it, else exact multiply-adds of int16 pairs. A run of output
-pixels is taken at a time, so that lines, quads and sums stay in the nearest cache. Several filters on one
-channel read a copy of it each.
+pixels is taken at a time, so that lines, quads and sums stay in the cache. Several filters on one channel
+read a copy of it each.
 
 Accumulators: int32. Zero points enter by the bias; no sum can leave int32 (:mod:`fgq.kernels.weights`), and
 partial sums that wrap come back. For 3 x 3 taps: 3 dot products, 4 loads and 6 instructions of weaving for 16
@@ -23,7 +23,7 @@ channels of a pixel. Other processors get plain loops that LLVM turns into vecto
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ from fgq.kernels.window import Window
 _PIXELS = 4
 """Output pixels that are summed side by side, sharing their weights."""
 
-_CACHE = 32 << 10
-"""Bytes of the nearest cache that quads and sums may take."""
+_CACHE = 128 << 10
+"""Bytes of the second-level cache that quads and sums may take; fewer, in the nearest one, gain nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -137,38 +137,59 @@ def run(
     ndarray, shape (B, OH, OW, M)
         Of the epilogue's dtype.
     """
-    outputs, (kh, kw), window = prepared.bias.size, prepared.kernel, prepared.window
-    x = np.repeat(x, outputs // window.groups, axis=3) if outputs > window.groups else x
-    geometry = Geometry.of(x.shape, prepared.kernel, window, prepared.x_zero)
-    out = np.empty((geometry.images, *geometry.size, outputs), epilogue.dtype)
+    outputs, filters = prepared.bias.size, prepared.bias.size // prepared.window.groups
+    x = np.repeat(x, filters, axis=3) if filters > 1 else x
+    job = _plan_job(x.shape, prepared.kernel, prepared.window, prepared.x_zero, prepared.weights.shape[2])
+    out = np.empty((len(x), *job.size, outputs), epilogue.dtype)
     if out.size == 0:
         return out
-
-    width, wide = geometry.size[1], prepared.weights.shape[2]
-    quad_rows = -(-kh // 4)
-    pixels = _CACHE // (4 * (wide + quad_rows * window.strides[1] * outputs))
-    pixels = min(max(pixels // _PIXELS, 1) * _PIXELS, width + -width % _PIXELS)
-    columns = (pixels - 1) * window.strides[1] + (kw - 1) * window.dilations[1] + 1
-    line = _rounded(columns * outputs + ALIGNMENT)
-    work_bytes = (kh + 4 * quad_rows) * line
-    cut = np.array([pixels, wide, line, work_bytes], np.int64)
-    rows = geometry.images * geometry.size[0]
+    rows = len(x) * job.size[0]
     threads = min(threads, rows)
-    scratch = aligned((threads, _rounded(work_bytes + 4 * pixels * wide)), np.uint8)
-
+    scratch = aligned((threads, job.scratch_bytes), np.uint8)
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
-    flat, numbers, result = x.reshape(-1), geometry.numbers, out.reshape(-1).view(np.uint8)
+    flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(outputs), epilogue.floats
     compute = _convolver(index_of(prepared.isa))
 
     def work(thread: int, begin: int, end: int) -> None:
         compute(
-            prepared.weights, flat, numbers, cut, begin, end, scratch[thread],
+            prepared.weights, flat, job.numbers, job.cut, begin, end, scratch[thread],
             prepared.bias, integers, factors, floats, added, result,
         )  # fmt: skip
 
     spread(rows, threads, work)
     return out
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Job:
+    """What is the same for all calls with one shape of input."""
+
+    size: tuple[int, int]
+    numbers: NDArray[np.int64]
+    cut: NDArray[np.int64]
+    scratch_bytes: int
+
+
+@lru_cache(maxsize=256)
+def _plan_job(
+    shape: tuple[int, ...], kernel: tuple[int, int], window: Window, x_zero: int, wide: int
+) -> _Job:
+    """Cut output rows into runs of pixels whose quads and sums, `wide` channels each, fit into the cache."""
+    geometry = Geometry.of(shape, kernel, window, x_zero)
+    (kh, kw), channels, width = kernel, shape[3], geometry.size[1]
+    quad_rows = -(-kh // 4)
+    pixels = _CACHE // (4 * (wide + quad_rows * window.strides[1] * channels))
+    pixels = min(max(pixels // _PIXELS, 1) * _PIXELS, width + -width % _PIXELS)
+    columns = (pixels - 1) * window.strides[1] + (kw - 1) * window.dilations[1] + 1
+    line = _rounded(columns * channels + ALIGNMENT)
+    work_bytes = (kh + 4 * quad_rows) * line
+    return _Job(
+        size=geometry.size,
+        numbers=geometry.numbers,
+        cut=np.array([pixels, wide, line, work_bytes], np.int64),
+        scratch_bytes=_rounded(work_bytes + 4 * pixels * wide),
+    )
 
 
 def _rounded(count: int) -> int:
