@@ -14,7 +14,8 @@ image (a full im2col) never exist. A *block* function is what one kernel module 
         panel     uint8 [rows_step, pitch]; the first `rows` rows hold K activations each, in the order
                   (kernel row, kernel column, input channel); the bytes behind K and behind `rows` exist and
                   may be anything
-        first     the first output channel within the conv group, a multiple of the plan's `outputs_step`
+        first     the first output channel within the conv group: a multiple of the plan's `outputs_step`, or of 64
+                  where work was cut smaller for several threads
         outputs   how many; fewer than `outputs_step` only at the end of the conv group
         sums      int32 [rows_step, outputs_step], to be written: sum_k w8[first + m, k] * panel[r, k]
         work      uint8 [work_bytes], aligned to 64 bytes, for whatever the kernel needs
@@ -240,16 +241,20 @@ def drive(
 
 
 def _shared(plan: Plan, geometry: Geometry, outputs: int, threads: int) -> tuple[int, int]:
-    """Cut smaller, where there are too few units for each of several threads to get about four.
-
-    Rows are cut, and only then: each cut reads the weights once more.
-    """
+    """Cut smaller, so that each of several threads gets a few units: rows first, then outputs."""
     rows_step, outputs_step = plan.rows_step, plan.outputs_step
-    if threads > 1:
-        columns = geometry.groups * -(-outputs // outputs_step)
-        while rows_step >= 128 and columns * -(-geometry.rows // rows_step) < 4 * threads:
-            rows_step //= 2
-            rows_step += -rows_step % 32
+    if threads == 1:
+        return rows_step, outputs_step
+    # each cut of the rows reads the weights once more
+    columns = geometry.groups * -(-outputs // outputs_step)
+    while rows_step >= 128 and columns * -(-geometry.rows // rows_step) < 4 * threads:
+        rows_step //= 2
+        rows_step += -rows_step % 32
+    # every thread makes panels of its own of the rows, so outputs are cut no finer than need be
+    row_units = geometry.groups * -(-geometry.rows // rows_step)
+    while outputs_step >= 128 and row_units * -(-outputs // outputs_step) < threads:
+        outputs_step //= 2
+        outputs_step += -outputs_step % 64
     return rows_step, outputs_step
 
 
