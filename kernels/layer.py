@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import KernelError
-from fgq.kernels.dispatch import FEW_ROWS, Kernel, Memory, Problem, Wish, select_kernel
+from fgq.kernels.dispatch import Kernel, Memory, Problem, Wish, select_kernel
 from fgq.kernels.driver import Engine, Job, drive, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
 from fgq.kernels.gather import Geometry
@@ -132,7 +132,7 @@ class Layer:
         x_zero: int = 0,
         bias: NDArray[np.int32] | None = None,
         activation_bits: int = 8,
-        wishes: Wishes = Wishes(),  # noqa: B008 - frozen
+        wishes: Wishes = Wishes(),
     ) -> None:
         if activation_bits not in (4, 8):
             raise KernelError(f"activation_bits: found {activation_bits}, wanted 4 or 8")

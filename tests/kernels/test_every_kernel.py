@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layers import KINDS, draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
 
 from fgq.errors import KernelError
 from fgq.kernels import Weight, Window
 from fgq.kernels.dispatch import KERNELS, MOST_ADDED, Kernel, Memory
 from fgq.kernels.layer import Layer, Prepared
 from fgq.kernels.simd.isa import available
-from layers import KINDS, draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
 
 ALL = [k for k in KERNELS.values() if k.isa in available() and k.module != "reference"]
 BEST = {min((k for k in ALL if k.module == module), key=ALL.index) for module in {k.module for k in ALL}}

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
+from layers import KINDS, draw_weight
 
 from fgq.errors import KernelError
 from fgq.kernels import Plane, Weight, Window
 from fgq.kernels.weights import check_activations, check_weights, zero_point_bias
-from layers import KINDS, draw_weight
 
 
 def layer(**changes):
