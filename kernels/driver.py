@@ -14,8 +14,8 @@ image (a full im2col) never exist. A *block* function is what one kernel module 
         panel     uint8 [rows_step, pitch]; the first `rows` rows hold K activations each, in the order
                   (kernel row, kernel column, input channel); the bytes behind K and behind `rows` exist and
                   may be anything
-        first     the first output channel within the conv group: a multiple of the plan's `outputs_step`, or of 64
-                  where work was cut smaller for several threads
+        first     the first output channel within the conv group: a multiple of the plan's `outputs_step`, or
+                  of 64 where work was cut smaller for several threads
         outputs   how many; fewer than `outputs_step` only at the end of the conv group
         sums      int32 [rows_step, outputs_step], to be written: sum_k w8[first + m, k] * panel[r, k]
         work      uint8 [work_bytes], aligned to 64 bytes, for whatever the kernel needs
