@@ -132,7 +132,7 @@ def _quantizer(tier: int) -> Any:
 
     @jit
     def quantize(
-        x: NDArray[np.float32], scale: float, zero: int, highest: int, out: NDArray[np.uint8]
+        x: NDArray[np.float32], scale: np.float32, zero: int, highest: int, out: NDArray[np.uint8]
     ) -> None:
         _emit_quantize(tier, x, x.size, scale, np.float32(1) / scale, zero, highest, out)
 

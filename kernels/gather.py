@@ -182,17 +182,19 @@ def _emit_pixels(
     """Copy the taps of neighbouring pixels inside the image, each run in whole vectors."""
     whole = e.lanes(i8)
 
-    def copy(start: Pointer, end: Pointer, begin: Any, vectors: int, lanes: int = whole) -> None:
-        for vector in range(vectors):
-            place = begin + vector * lanes
-            e.store(end + place, e.load(start + place, i8, lanes))
+    def copying(vectors: int, lanes: int = whole) -> Callable[[Pointer, Pointer], None]:
+        def copy(start: Pointer, end: Pointer) -> None:
+            for vector in range(vectors):
+                e.store(end + vector * lanes, e.load(start + vector * lanes, i8, lanes))
+
+        return copy
 
     def copy_long(start: Pointer, end: Pointer) -> None:
         most = size - size % (4 * whole)
         for begin in e.range(0, most, 4 * whole):
-            copy(start, end, begin, 4)
+            copying(4)(start + begin, end + begin)
         for begin in e.range(most, size, whole):
-            copy(start, end, begin, 1)
+            copying(1)(start + begin, end + begin)
 
     def each(copy_run: Callable[[Pointer, Pointer], None]) -> None:
         for pixel in e.range(0, pixels):
@@ -210,11 +212,11 @@ def _emit_pixels(
 
     # loops for each length keep the branches out of them
     with e.when(size <= _SHORT):
-        each(lambda start, end: copy(start, end, 0, 1, _SHORT))
+        each(copying(1, _SHORT))
     shorter = _SHORT
     for vectors in range(1, 5):
         with e.when((size > shorter) & (size <= vectors * whole)):
-            each(lambda start, end, vectors=vectors: copy(start, end, 0, vectors))
+            each(copying(vectors))
         shorter = vectors * whole
     with e.when(size > shorter):
         each(copy_long)
