@@ -164,7 +164,9 @@ def _emit_quantize(
 
 
 @jit
-def _quantize(x: NDArray[np.float32], scale: float, zero: int, highest: int, out: NDArray[np.uint8]) -> None:
+def _quantize(
+    x: NDArray[np.float32], scale: np.float32, zero: int, highest: int, out: NDArray[np.uint8]
+) -> None:
     low, high = np.float32(-zero), np.float32(highest - zero)
     for k in range(x.size):
         value = x[k] / scale
