@@ -55,6 +55,14 @@ class Shapes(StrEnum):
     ALL = "all"
 
 
+class Wish(StrEnum):
+    """What is asked of the kernels that are timed."""
+
+    MULTIPLICATION_FREE = "multiplication-free"
+    DOT = "dot"
+    AUTO = "auto"
+
+
 class Integers(StrEnum):
     """Quantized activations."""
 
@@ -363,6 +371,9 @@ def bench_kernels(
     activations: Annotated[
         list[Integers] | None, typer.Option(help="Bits of the activations; may be repeated.")
     ] = None,
+    kernel: Annotated[
+        list[Wish] | None, typer.Option(help="Time only kernels of this kind; may be repeated.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="One short sitting for each layer, to try it out.")
     ] = False,
@@ -388,7 +399,7 @@ def bench_kernels(
         plan = kernels.plan_of(layers, group_size or [64], bits, threads or [1])
     with nullcontext() if json is None else onnx_file.staged(json) as path:
         with display.progress_bar() as advance:
-            result = kernels.bench_kernels(plan, advance, quick=quick)
+            result = kernels.bench_kernels(plan, advance, wishes=kernel or list(Wish), quick=quick)
         if path is not None:
             path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
     display.print_benchmark(result)

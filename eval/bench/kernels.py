@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import metadata
@@ -79,9 +79,12 @@ FULL_PLAN: tuple[Trial, ...] = (
 def plan_of(
     shapes: Sequence[Shape], group_sizes: Sequence[int], bits: Sequence[int], threads: Sequence[int]
 ) -> tuple[Trial, ...]:
-    """Return the trials of every combination."""
-    variants = tuple(Variant(b, t) for t, b in itertools.product(threads, bits))
-    return tuple(Trial(shape, n, variants) for n in group_sizes for shape in shapes)
+    """Return the trials of every combination, once for each layer of 8-bit weights, which have no groups."""
+    variants = tuple(Variant(b, t) for t, b in itertools.product(dict.fromkeys(threads), dict.fromkeys(bits)))
+    sizes = list(dict.fromkeys(group_sizes))
+    return tuple(
+        Trial(shape, n, variants) for n in sizes for shape in shapes if shape.ternary or n == sizes[0]
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +186,14 @@ class Result:
         return cls(**{**plain, "rows": [Row(**row) for row in plain["rows"]]})
 
 
-def bench_kernels(plan: Sequence[Trial], progress: Progress, *, quick: bool = False, seed: int = 0) -> Result:
+def bench_kernels(
+    plan: Sequence[Trial],
+    progress: Progress,
+    *,
+    wishes: Collection[str] = ("multiplication-free", "dot", "auto"),
+    quick: bool = False,
+    seed: int = 0,
+) -> Result:
     """Time kernels and baselines.
 
     Parameters
@@ -191,6 +201,8 @@ def bench_kernels(plan: Sequence[Trial], progress: Progress, *, quick: bool = Fa
     plan : sequence of Trial
     progress : callable
         Called as ``progress(stage, done, total)``.
+    wishes : collection of str
+        Those of :data:`WISHES` to time. A layer that no kernel can run so is left out.
     quick : bool
         One short sitting for each trial instead of several that are repeated when disturbed.
     seed : int
@@ -207,11 +219,21 @@ def bench_kernels(plan: Sequence[Trial], progress: Progress, *, quick: bool = Fa
     for done, trial in enumerate(plan):
         progress(f"{trial.shape.op} {trial.shape}, N={trial.group_size}", done, len(plan))
         layer = draw_layer(trial.shape, trial.group_size, seed)
-        _time_trial(trial, layer, timing, result)
+        _time_trial(trial, layer, wishes, timing, result)
     return result
 
 
-def _time_trial(trial: Trial, layer: DrawnLayer, timing: dict[str, Any], result: Result) -> None:
+def _time_trial(
+    trial: Trial, layer: DrawnLayer, wishes: Collection[str], timing: dict[str, Any], result: Result
+) -> None:
+    ours: dict[str, tuple[Variant, str, Contender]] = {}
+    for variant in trial.variants:
+        contenders = _contenders(layer, variant, wishes)
+        _check_equal(trial, list(contenders.values()))
+        for (wish, memory), contender in contenders.items():
+            ours[f"{wish}, {memory}, {variant}"] = variant, wish, contender
+    if not ours:
+        return
     functions: dict[str, Callable[[], object]] = {}
     theirs: dict[int, dict[str, str]] = {}  # threads: name of the baseline: name of the function
     for threads in sorted({variant.threads for variant in trial.variants}):
@@ -222,14 +244,7 @@ def _time_trial(trial: Trial, layer: DrawnLayer, timing: dict[str, Any], result:
         )
         theirs[threads] = {name: f"{name}, {threads} threads" for name in ready}
         functions |= {theirs[threads][name]: baseline.run for name, baseline in ready.items()}
-    ours: dict[str, tuple[Variant, str, Contender]] = {}
-    for variant in trial.variants:
-        contenders = _contenders(layer, variant)
-        _check_equal(trial, list(contenders.values()))
-        for (wish, memory), contender in contenders.items():
-            key = f"{wish}, {memory}, {variant}"
-            ours[key] = variant, wish, contender
-            functions[key] = contender.run
+    functions |= {key: contender.run for key, (_, _, contender) in ours.items()}
     spinning = any(variant.threads > 1 for variant in trial.variants)
     times = time_alternating(functions, spinning=spinning, **timing)
     for key, (variant, wish, contender) in ours.items():
@@ -237,10 +252,14 @@ def _time_trial(trial: Trial, layer: DrawnLayer, timing: dict[str, Any], result:
         result.rows.append(_row(layer, variant, wish, contender, times[key], baselines))
 
 
-def _contenders(layer: DrawnLayer, variant: Variant) -> dict[tuple[str, str], Contender]:
+def _contenders(
+    layer: DrawnLayer, variant: Variant, wishes: Collection[str]
+) -> dict[tuple[str, str], Contender]:
     """Return the kernels that meet each wish, where one does."""
     found = {}
     for wish, memory in WISHES:
+        if wish not in wishes:
+            continue
         try:
             contender = prepare(
                 layer, wish=wish, memory=memory, bits=variant.activation_bits, threads=variant.threads
@@ -253,6 +272,8 @@ def _contenders(layer: DrawnLayer, variant: Variant) -> dict[tuple[str, str], Co
 
 
 def _check_equal(trial: Trial, contenders: Sequence[Contender]) -> None:
+    if not contenders:
+        return
     first, *others = contenders
     expected = first.run()
     for other in others:

@@ -13,7 +13,7 @@ Table = tuple[list[str], list[list[str]]]
 """Columns, and lines of as many cells."""
 
 DISTURBED = "*"
-"""Stands at times that were taken while other processes were busy."""
+"""Stands at times that were taken while other processes were busy, and at ratios of such times."""
 
 
 def machine_facts(result: Result) -> dict[str, str]:
@@ -56,7 +56,7 @@ def kernels_table(rows: Sequence[Row]) -> Table:
                 _way(row.wish, row.memory),
                 row.kernel,
                 row.tier,
-                f"{row.ms:.3f}{DISTURBED if row.busy else ''}",
+                _milliseconds(row.ms) + _mark(row.busy),
                 f"{row.gmacs:.0f}",
                 f"{row.resident_bits_per_weight:.2f}",
                 f"{row.load_ms:.1f}",
@@ -75,11 +75,13 @@ def times_table(rows: Sequence[Row]) -> Table:
     lines = []
     for setting, group in groupby(rows, _setting):
         found = {(row.wish, row.memory): row for row in group}
-        baselines = next(iter(found.values())).baselines
-        theirs = [_milliseconds(baselines.get(name)) for name in names]
+        first = next(iter(found.values()))
+        mark = _mark(first.busy)  # who takes turns is disturbed together
+        theirs = [
+            _milliseconds(first.baselines[name]) + mark if name in first.baselines else "" for name in names
+        ]
         ours = [
-            "" if way not in found else _milliseconds(found[way].ms) + (DISTURBED if found[way].busy else "")
-            for way in ways
+            "" if way not in found else _milliseconds(found[way].ms) + _mark(found[way].busy) for way in ways
         ]
         lines.append([*setting, *theirs, *ours])
     return columns, lines
@@ -106,7 +108,8 @@ def means_table(rows: Sequence[Row]) -> Table:
                 geometric_mean([row.baselines[name] / row.ms for row in group if name in row.baselines])
                 for name in names
             ]
-            cells = ["" if mean is None else f"{mean:.2f}" for mean in means]
+            mark = _mark(any(row.busy for row in group))
+            cells = ["" if mean is None else f"{mean:.2f}{mark}" for mean in means]
             lines.append([str(size), f"int{key[1]}", str(key[2]), str(key[0]), str(len(group)), *cells])
     return columns, lines
 
@@ -124,8 +127,8 @@ def claims_table(rows: Sequence[Row], *, measured: bool = False) -> Table:
         [
             claim.what,
             claim.against,
-            "" if claim.found is None else f"{claim.found:.2f}",
-            f"{claim.at_least:g}",
+            "" if claim.found is None else f"{claim.found:.2f}{_mark(claim.busy)}",
+            "" if claim.at_least is None else f"{claim.at_least:g}",
             f"{claim.aim:g}",
             claim.verdict,
         ]
@@ -165,8 +168,12 @@ def _count(threads: int) -> str:
     return "one thread" if threads == 1 else f"{threads} threads"
 
 
-def _milliseconds(ms: float | None) -> str:
-    return "" if ms is None else f"{ms:.3f}"
+def _milliseconds(ms: float) -> str:
+    return f"{ms:.3f}"
+
+
+def _mark(busy: bool | None) -> str:
+    return DISTURBED if busy else ""
 
 
 def _ratio(other: float | None, ms: float) -> str:

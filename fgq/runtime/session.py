@@ -143,7 +143,9 @@ class Session:
         if threads is None and len(steps) > 1:
             threads = 1
         self._steps: list[_OnnxruntimeStep | LayerStep] = [
-            _OnnxruntimeStep(step, threads) if isinstance(step, Segment) else LayerStep(step, wish, kernel_threads)
+            _OnnxruntimeStep(step, threads)
+            if isinstance(step, Segment)
+            else LayerStep(step, wish, kernel_threads)
             for step in steps
         ]
 

@@ -11,7 +11,7 @@ def test_help_shows_the_options_and_an_example(command):
     shown = command("bench", "kernels", "--help")
     assert shown.code == 0
     assert "Example: fgq bench kernels " in shown.out
-    for option in ("--shapes", "--threads", "--group-size", "--activations", "--json", "--quick"):
+    for option in ("--shapes", "--threads", "--group-size", "--activations", "--kernel", "--json", "--quick"):
         assert option in shown.out
 
 
@@ -22,6 +22,7 @@ def test_help_shows_the_options_and_an_example(command):
         ("--threads", "0"),
         ("--group-size", "-4"),
         ("--activations", "int2"),
+        ("--kernel", "reference"),
         ("--json", "no/such/folder/bench.json"),
         ("4096",),
     ],
@@ -36,8 +37,10 @@ def test_wrong_input_is_refused(command, arguments):
 def test_it_measures_prints_and_writes(command, monkeypatch, tmp_path):
     monkeypatch.setattr(shapes, "LLM", (MatMul(rows=2, inputs=128, outputs=64),))
     path = tmp_path / "bench.json"
-    outcome = command("bench", "kernels", "--shapes", "llm", "--group-size", "64", "--quick", "--json", path)
+    options = ("--shapes", "llm", "--group-size", "64", "--kernel", "dot", "--quick", "--json", path)
+    outcome = command("bench", "kernels", *options)
     assert (outcome.code, outcome.err) == (0, "")
     assert "2x128x64" in outcome.out
     assert "onnxruntime" in outcome.out
-    assert {row["shape"] for row in json.loads(path.read_text())["rows"]} == {"2x128x64"}
+    rows = json.loads(path.read_text())["rows"]
+    assert {(row["shape"], row["wish"]) for row in rows} == {("2x128x64", "dot")}

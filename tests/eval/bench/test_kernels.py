@@ -140,7 +140,18 @@ def test_the_full_plan_has_all_that_is_asked():
     )
 
 
+def test_only_kernels_that_are_wished_for_are_timed():
+    plan = [Trial(MATMUL, 64), Trial(STEM, 64)]
+    found = bench_kernels(plan, silent, wishes=["multiplication-free"], quick=True)
+    assert [(row.shape, row.wish) for row in found.rows] == [(str(MATMUL), "multiplication-free")]
+
+
+def test_weights_without_groups_are_timed_once():
+    plan = plan_of([STEM, CONV], [64, 4, 64], [8, 8], [1])
+    assert plan == (Trial(STEM, 64), Trial(CONV, 64), Trial(CONV, 4))
+
+
 def test_a_plan_holds_every_combination():
     plan = plan_of([MATMUL, CONV], [4, 64], [8, 4], [1, 2])
-    assert len(plan) == 4
+    assert len(plan) == len(set(plan)) == 4
     assert plan[0] == Trial(MATMUL, 4, (Variant(8, 1), Variant(4, 1), Variant(8, 2), Variant(4, 2)))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,23 @@ def test_verdicts(result):
     assert found[f"{gemm} dot, fast", baselines.MATMUL_INTEGER].verdict == "aim"
     assert found[f"GEMV {GEMV} multiplication-free", baselines.FLOAT].verdict == "missed"
     assert found[f"{gemm} dot, two threads", "one thread"].verdict == "not measured"
+    assert found[f"GEMV {GEMV} multiplication-free", "read bandwidth"].verdict == "short of the aim"
+
+
+def test_ratios_of_disturbed_times_are_marked(result):
+    found, gemm = found_of(result), f"GEMM {GEMM}"
+    assert found[f"{gemm} multiplication-free, 4-bit activations", "8-bit activations"].busy
+    assert not found[f"{gemm} dot, fast", baselines.FLOAT].busy
+    columns, lines = report.claims_table(result.rows)
+    marked = [line[0] for line in lines if line[columns.index("found")].endswith(report.DISTURBED)]
+    assert marked == [f"{gemm} multiplication-free, 4-bit activations"]
+    disturbed = [replace(row, busy=True) for row in result.rows]
+    for line in report.claims_table(disturbed)[1]:
+        assert line[2] == "" or line[2].endswith(report.DISTURBED)
+    for table in (report.times_table(disturbed), report.means_table(disturbed)):
+        columns, lines = table
+        times = columns.index("layers" if "layers" in columns else "thr") + 1
+        assert all(cell == "" or cell.endswith(report.DISTURBED) for line in lines for cell in line[times:])
 
 
 def test_nothing_is_claimed_of_no_rows():
