@@ -43,7 +43,8 @@ def rows_of(shape, **setting):
 @pytest.fixture
 def result():
     rows = [found for shape in (*LLM, *RESNET50) for found in rows_of(shape)]
-    rows += rows_of(GEMM, group_size=4)
+    *others, compact = rows_of(GEMM, group_size=4)
+    rows += [*others, replace(compact, ms=1.6)]  # the slowest packed one
     rows.append(row(GEMM, "multiplication-free", "compact", 1.0, 12.0, bits=4, busy=True))
     rows.append(row(GEMM, "multiplication-free", "compact", 1.6, 12.0, threads=2))
     reading = {"32 KiB": 200.0, "512 KiB": 150.0, "8 MiB": 26.0, "64 MiB": 20.0}
@@ -68,7 +69,7 @@ def test_claims_are_the_ratios_of_the_rows(result):
         (f"{gemm} multiplication-free, N=4", baselines.FLOAT): 6.0,
         (f"{gemm} multiplication-free, 4-bit activations", "8-bit activations"): 2.0,
         (f"{gemm} multiplication-free, two threads", "one thread"): 1.25,
-        (f"every dot row, compact: the slowest, {GEMM} N=4", "fast"): 0.8,
+        (f"every dot row, compact: the slowest, {GEMM} N=4", "fast"): 1.0 / 1.6,
     }
     for key, ratio in expected.items():
         assert found[key].found == pytest.approx(ratio), key
