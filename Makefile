@@ -2,7 +2,7 @@
 # make test   runs the tests
 # Both make the environment .venv first; PYTHON=python3.12 make demo chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types check accuracy clean
+.PHONY: help demo test test-slow lint types check accuracy bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -52,6 +52,16 @@ accuracy: .venv/dev
 	@mkdir -p build
 	$(BIN)/python -P -m fgq.eval.characters.render --split test --count 50000 --out build/test50000.npz
 	$(BIN)/python -P -m fgq.eval.tables --out docs/accuracy.md --images build/test50000.npz
+
+.venv/bench: .venv/dev
+	$(PIP) --editable '.[report,peers]'
+	@touch $@
+
+# Some ten minutes, and meaningful only on a quiet machine.
+bench: .venv/bench
+	@mkdir -p build
+	$(BIN)/fgq bench kernels --json build/bench.json
+	$(BIN)/python -P -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
 
 clean:
 	rm -rf .venv build

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import llvmlite
 import numba
@@ -67,14 +67,14 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         cached = _cache_of(function)
         if cached is not None:
             compiled._cache = cached
-    return compiled  # type: ignore[no-any-return]
+    return cast(Callable[P, R], compiled)
 
 
 class PackageCache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of one function, out of date as soon as any file of this package changes."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
+        super().__init__(function)  # type: ignore[no-untyped-call]
         self._cache_file = IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
@@ -104,7 +104,7 @@ def _describe(value: Any) -> Any:
     if isinstance(value, Dispatcher):
         return value.py_func.__module__, value.py_func.__qualname__  # which tells variants apart
     if isinstance(value, Intrinsic):
-        return value.__module__, value.__qualname__
+        return value.__module__, value.__qualname__  # type: ignore[attr-defined]
     raise KernelError(
         f"compiled function: found a {type(value).__name__} in its closure, wanted numbers and functions"
     )

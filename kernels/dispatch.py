@@ -119,15 +119,19 @@ class Kernel:
 _REFERENCE = "reference"
 
 
-def _free(module: str, isa: str, **limits: int) -> Kernel:
+def _free(module: str, isa: str, most_rows: int | None = None) -> Kernel:
     """Return a multiplication-free kernel: ternary codes, or two tied planes of them."""
     return Kernel(
-        module=module, isa=BY_NAME[isa], multiplication_free=True, largest_code=MOST_ADDED, **limits
+        module=module,
+        isa=BY_NAME[isa],
+        multiplication_free=True,
+        largest_code=MOST_ADDED,
+        most_rows=most_rows,
     )
 
 
-def _dot(module: str, isa: str, *, compact: bool = True, **limits: int) -> Kernel:
-    return Kernel(module=module, isa=BY_NAME[isa], compact=compact, **limits)
+def _dot(module: str, isa: str, most_rows: int | None = None, *, compact: bool = True) -> Kernel:
+    return Kernel(module=module, isa=BY_NAME[isa], compact=compact, most_rows=most_rows)
 
 
 def _depthwise(isa: str) -> Kernel:

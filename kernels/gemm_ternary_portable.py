@@ -86,7 +86,7 @@ def prepare(matrices: list[Weight], isa: InstructionSet) -> Engine:
 def _list(
     weight: Weight,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int8], NDArray[np.int32]]:
-    """Return quads uint8 [Q, 4], first int64 [planes * S, M + 1], codes int8 [planes, K, M], alpha [planes * S, M].
+    """Return quads uint8 [Q, 4], first [planes * S, M + 1], codes [planes, K, M] and alpha [planes * S, M].
 
     The lists of lines lie segment after segment, and in them row after row; `first` says where each row's
     list begins, and at its end where the segment's lists end.

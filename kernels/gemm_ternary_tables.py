@@ -274,8 +274,8 @@ def _turn_activations(
         for four in range(lanes):
             place = out + (k + 4 * four) * width
             pairs = []
-            for a, b in zip(parts[::2], parts[1::2], strict=True):
-                a, b = a[four], b[four]
+            for lower, upper in zip(parts[::2], parts[1::2], strict=True):
+                a, b = lower[four], upper[four]
                 pairs.append(((a & low_half) | (b << 16), a.shifted_in_zeros(16) | (b & ~low_half)))
             for half in range(2):
                 if bits == 8:
@@ -307,8 +307,8 @@ def _tabulate(e: Emitter, work: Any, turned: Any, tables: Any, units: Any, size:
 
 @emitted
 def _look_up(
-    e: Emitter, codes: Any, code: Any, scales: Any, scale: Any, work: Any, tables: Any, acc: Any, outputs: Any,
-    lookups: int, batch: int, bits: int,
+    e: Emitter, codes: Any, code: Any, scales: Any, scale: Any,
+    work: Any, tables: Any, acc: Any, outputs: Any, lookups: int, batch: int, bits: int,
 ) -> None:  # fmt: skip
     """Add the entries that the codes name, and bring them into the sums: the multiplication-free loop."""
     element, vectors, width = (i16, 2, e.isa.width) if bits == 8 else (i8, 4, e.isa.width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,7 +257,7 @@ class Layer:
         geometry = Geometry.of(image, taps, window, self.x_zero)
         shape = (len(x), self.outputs) if self.window is None else (len(x), *geometry.size, self.outputs)
         prepared = self.prepare(geometry.rows)
-        job, weights = None, ()
+        job, weights = None, cast(tuple[NDArray[Any], ...], ())
         if isinstance(prepared.content, Engine):
             weights = prepared.content.weights
             job = plan_job(prepared.content, geometry, self.outputs // window.groups, threads)

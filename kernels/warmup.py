@@ -58,8 +58,8 @@ def warm_up(
         if progress is not None:
             progress(done, len(layers))
         layer(x)
-    x = np.linspace(-1, 1, 100, dtype=np.float32)
-    quantize_activations(x, *dynamic_quantization(x))
+    real = np.linspace(-1, 1, 100, dtype=np.float32)
+    quantize_activations(real, *dynamic_quantization(real))
     if progress is not None:
         progress(len(layers), len(layers))
     return len(layers)

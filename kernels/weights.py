@@ -119,7 +119,10 @@ class Weight:
         group = (steps * np.int32(self.planes[0].alpha.shape[-1]) + self.group).reshape(-1)
         outputs = self.shape[0]
         flat = [
-            [np.ascontiguousarray(array).reshape(outputs, -1) for array in (plane.codes, plane.alpha)]
+            (
+                np.ascontiguousarray(plane.codes).reshape(outputs, -1),
+                np.ascontiguousarray(plane.alpha).reshape(outputs, -1),
+            )
             for plane in self.planes
         ]
         made = outputs // groups
@@ -148,7 +151,8 @@ def zero_point_bias(weight: Weight, bias: NDArray[np.int32], x_zero: int) -> NDA
         Zero point of the activations.
     """
     sums = weight.int8().reshape(bias.size, -1).sum(axis=1, dtype=np.int64)
-    return (bias - x_zero * sums).astype(np.int32)
+    folded: NDArray[np.int32] = (bias - x_zero * sums).astype(np.int32)
+    return folded
 
 
 def check_weights(weight: Weight, bias: NDArray[np.int32], x_zero: int, window: Window | None) -> None:

@@ -163,14 +163,14 @@ def _channels_first(weight: QuantizedTensor) -> Weight:
         full = list(weight.shape)
         full[weight.group_axis] = weight.groups
         alpha = np.broadcast_to(plane.alpha, full)
-        turned = (np.ascontiguousarray(np.moveaxis(array, *axes)) for array in (plane.codes, alpha))
-        planes.append(Plane(*turned))
+        codes = np.ascontiguousarray(np.moveaxis(plane.codes, *axes))
+        planes.append(Plane(codes, np.ascontiguousarray(np.moveaxis(alpha, *axes))))
     return Weight(tuple(planes), weight.group)
 
 
 def _slice(weight: Weight, index: tuple[int, ...]) -> Weight:
     """Return one matrix [M, K] of a batch [M, .., K]."""
-    at = (slice(None), *index)
+    at: tuple[slice | int, ...] = (slice(None), *index)
     planes = [
         Plane(np.ascontiguousarray(plane.codes[at]), np.ascontiguousarray(plane.alpha[at]))
         for plane in weight.planes
