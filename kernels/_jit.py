@@ -66,11 +66,11 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     if isinstance(compiled, Dispatcher):
         cached = _cache_of(function)
         if cached is not None:
-            compiled._cache = cached
+            compiled._cache = cached  # type: ignore[attr-defined]
     return cast(Callable[P, R], compiled)
 
 
-class PackageCache(FunctionCache):  # type: ignore[misc]
+class PackageCache(FunctionCache):
     """Numba's cache of one function, out of date as soon as any file of this package changes."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
