@@ -280,7 +280,7 @@ def run(
     output: Annotated[Path, typer.Option(metavar="Y.npz", help="Written with an array for each output.")],
     engine: Annotated[Engine, typer.Option(help="What runs the model.")] = Engine.FGQ,
     kernels: Annotated[
-        str, typer.Option(metavar="WISH", help="For fgq: auto, multiplication-free or reference.")
+        str, typer.Option(metavar="WISH", help="For fgq: auto, multiplication-free, dot or reference.")
     ] = "auto",
     json: Json = False,
 ) -> None:

@@ -129,19 +129,3 @@ def _blocks(count: int, length: int) -> Iterator[slice]:
     step = max(1, _BLOCK_BYTES // (8 * length))
     for start in range(0, count, step):
         yield slice(start, start + step)
-
-
-def prepare_matmul(codes, alpha, group, bias, x_zero):  # type: ignore[no-untyped-def] # noqa: D103
-    return prepare(Weight.single(codes, alpha, group), bias, x_zero, None)
-
-
-def run_matmul(prepared, x):  # type: ignore[no-untyped-def] # noqa: D103
-    return sums(prepared, x[None, :, None, :])[0, :, 0, :]
-
-
-def prepare_conv2d(codes, alpha, group, bias, x_zero, window):  # type: ignore[no-untyped-def] # noqa: D103
-    return prepare(Weight.single(codes, alpha, group), bias, x_zero, window)
-
-
-def run_conv2d(prepared, x):  # type: ignore[no-untyped-def] # noqa: D103
-    return sums(prepared, x)
