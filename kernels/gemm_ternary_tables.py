@@ -9,54 +9,65 @@ tabulated,
 and every output channel adds the one entry that its codes name. An addition so stands for three weights of
 all rows in the vector, and tables are made once for all output channels. A unit's code is the offset of its
 entry in bytes, hence nothing is decoded. One multiplication by alpha brings a segment's sum into the int32
-sums::
+sums: vpmaddwd multiplies the sums of two segments, interleaved, by their two scales. ::
 
-    codes   uint16 [batch, plane, output, segment, unit]      offsets from the first of the batch's tables
-    scales  int16  [batch, plane, output, segment, 2] = (0, alpha), and one more 0
-    acc     int32  [output, row]                               even lanes of the 16-bit sums, then odd ones
+    codes   uint16 [pass][plane][part][output][segment][unit]     offsets from the first of the pass's tables
+    scales  int16  [pass][plane][output][segment]
+    sums    int32  [output][row]
 
-The tables of a batch of segments fill most of the first-level cache; codes are read four at a time.
-
-vpmaddwd with (alpha, 0) in all pairs of lanes multiplies the even lanes and widens them, with (0, alpha) the
-odd ones. Rows i and i + R (R 32-bit lanes) sit in lanes 2 i and 2 i + 1, so that acc comes out in order.
+A pass is as many segments as keep their tables in half of the first-level cache: the other half streams codes
+and sums. Where the tables of one segment are larger than that, it is taken in two parts, between which the
+16-bit sums wait in memory.
 
 8-bit activations: 16-bit lanes. A segment adds at most 64 values of magnitude 255 at most: 16,320 < 2**15.
 
 4-bit activations: 8-bit lanes, twice the rows. The activations are centred, x - 8, so that an entry of three
 lies in -24..24 and, stored as 0..48, five entries still fit a byte (240). Every five the bytes are widened:
 ``w += v; h += v >> 8`` in 16-bit lanes gives both bytes' sums, low ``w - (h << 8)`` and high ``h``, exactly,
-since each stays below 2**16. Centre and offset are constants of each output channel, with which acc begins.
+since each stays below 2**16. Centre and offset are constants of each output channel, with which its sum begins.
 
 The int32 sums wrap modulo 2**32, harmlessly, since the final value fits (:mod:`fgq.kernels.weights`).
 
-Instructions for 64 weights x 32 rows of 8-bit activations, N = 64, AVX-512: 22 index loads, 22 additions from
-memory, 2 vpmaddwd, 2 additions: 0.023 a multiply-add, two loads for every 96 of which bind.
+Instructions for 64 weights x 32 rows of 8-bit activations, N = 64, AVX-512: 22 additions from memory, 5.5 loads
+and 35 other scalar instructions for their offsets, 2 vpunpck, 2 vpmaddwd, 2 additions and the loads and stores
+of the sums: additions from memory, about one in 1.2 cycles, bind.
+
+Instruction sets: AVX-512 BW and AVX2, and those above them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fgq.errors import KernelError
 from fgq.kernels._jit import jit
 from fgq.kernels.driver import Engine, Plan, aligned
 from fgq.kernels.simd.emit import Emitter, Value, emitted, i8, i16, i32, i64
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, InstructionSet, index_of
+from fgq.kernels.ternary_segments import Segments, cheapest, cut
 from fgq.kernels.weights import Weight
 
-_TABLE_BYTES = 38 << 10
-"""Size of the tables in use at one time: most of a first-level cache of 48 KiB."""
+_TABLE_BYTES = 21 << 10
+"""Most of the tables in use at one time: less than half of a first-level cache of 48 KiB."""
 
-_MOST_SEGMENTS = 16
-"""Most segments in a batch: their look-ups are one straight line of code."""
+_MANY_TABLE_BYTES = 38 << 10
+"""The same for many output channels, where it matters more to come back to their sums less often."""
+
+_MANY_OUTPUTS = 256
+"""From so many output channels on."""
+
+_SPAN = 128
+"""Most positions in a pass."""
 
 _OUTPUTS = 1024
 """Output channels in a block: their sums stay in the second-level cache."""
 
-_FEW_OUTPUTS = 128
+_FEW_OUTPUTS = 48
 """Up to so many output channels, making large tables does not pay."""
 
 _CENTRE = 8
@@ -75,10 +86,81 @@ _UNITS: dict[int, tuple[int, ...]] = {
     32: (3,) * 10 + (2,),
     64: (3,) * 21 + (1,),
 }
-"""Segment lengths, and the units that they are cut into."""
+"""Segment lengths, and the units that they are cut into: all alike, but for the last."""
 
 _LARGE_UNITS = {4: (4,), 8: (4, 4)}
 """The same where there are many output channels for each table."""
+
+_SHORT = 8
+"""Segments up to this length do not gain from 8-bit lanes, whose sums must be widened."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How the segments of a layer are cut, for one width of registers and of activations.
+
+    Parameters
+    ----------
+    units : tuple of int
+        Positions in each unit of a segment.
+    width : int
+        Bytes in a register.
+    bits : int
+        Of the activations, 8 or 4.
+    most_bytes : int
+        Most of the tables in use at one time.
+    """
+
+    units: tuple[int, ...]
+    width: int
+    bits: int
+    most_bytes: int
+
+    @property
+    def length(self) -> int:
+        """Positions in a segment."""
+        return sum(self.units)
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of the tables of a segment."""
+        return sum(3**size for size in self.units) * self.width
+
+    @property
+    def parts(self) -> int:
+        """In how many parts a segment is taken."""
+        return 1 if self.table_bytes <= self.most_bytes else 2
+
+    @property
+    def lookups(self) -> int:
+        """Units in each part of a segment but the last, which may have fewer."""
+        return -(-len(self.units) // self.parts)
+
+    @property
+    def together(self) -> int:
+        """Segments in a turn of the look-up loop: two for one vpmaddwd, four where they are single units."""
+        if 2 * self.table_bytes > self.most_bytes:
+            return 1
+        return 2 if self.lookups > 1 else 4
+
+    @property
+    def codes(self) -> int:
+        """Codes in a turn, with those that fill the last load."""
+        return -(-self.together * self.lookups // _TOGETHER) * _TOGETHER
+
+    @property
+    def halves(self) -> int:
+        """Registers of 16-bit sums for each register of activations."""
+        return 1 if self.bits == 8 else 2
+
+    def held(self, segments: int) -> int:
+        """Return how many of a layer's segments make a pass."""
+        most = (
+            max(1, min(self.most_bytes // self.table_bytes, _SPAN // self.length) // self.together)
+            * self.together
+        )
+        even = -(-segments // -(-segments // most))
+        return -(-even // self.together) * self.together
 
 
 def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int = 8) -> Engine:
@@ -87,54 +169,65 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, activation_bits: int
     Parameters
     ----------
     matrices : list of Weight
-        The conv groups' weights, [M / groups, K] each, in planes of codes -1..1.
+        The conv groups' weights, [M / groups, K] each: planes of ternary or tied codes.
     isa : InstructionSet
         AVX-512 or AVX2.
     activation_bits : int
         8 or 4.
+
+    Raises
+    ------
+    KernelError
+        If codes are larger than 4, or the instruction set has no vectors.
     """
+    if not isa.width:
+        raise KernelError(f"tables of sums: found instruction set {isa.name}, wanted one with vectors")
+    matrices = [matrix.ternary() for matrix in matrices]
     outputs, reduction = matrices[0].shape
-    lengths = np.bincount(matrices[0].group)
-    choices = dict(_UNITS)
-    if outputs > _FEW_OUTPUTS and activation_bits == 8:
-        choices |= _LARGE_UNITS
-    # a segment costs its look-ups, and about four more operations for its scale
-    length = min(choices, key=lambda size: float((-(-lengths // size)).sum()) * (len(choices[size]) + 4))
-    units = choices[length]
+    planes, padded = len(matrices[0].planes), _rounded(outputs)
+    choices = _UNITS | (_LARGE_UNITS if outputs > _FEW_OUTPUTS else {})
+    # a segment costs its look-ups, and about three more operations for its scale
+    length = cheapest(matrices[0], sorted(choices), lambda size: len(choices[size]) + 3.0)
+    units, bits = choices[length], 8 if length <= _SHORT else activation_bits
+    cuts = [cut(matrix, length) for matrix in matrices]
+    starts = cuts[0].starts[: cuts[0].starts.size // planes]
+    many = outputs >= _MANY_OUTPUTS or bits == 4
+    most_bytes = _MANY_TABLE_BYTES if many else _TABLE_BYTES
+    form = _Form(units, isa.width, bits, most_bytes)
+    held = form.held(starts.size)
+    starts = np.append(starts, np.full(-starts.size % held, starts[-1]))
 
-    batch = max(1, min(_TABLE_BYTES // (_entries(units) * isa.width), _MOST_SEGMENTS))
-    packed = [_pack(matrix, length, units, batch, isa.width) for matrix in matrices]
-    starts = packed[0][0]
-    codes, scales = (_stacked([part[index] for part in packed]) for index in (1, 2))
-    first = np.zeros((len(matrices), _rounded(outputs)), np.int32)
-    if activation_bits == 4:
-        for group, matrix in enumerate(matrices):
+    packed = [_pack(segments, planes, form, held) for segments in cuts]
+    codes, scales = (_stacked([part[index] for part in packed]) for index in (0, 1))
+    first = np.zeros((len(matrices), padded), np.int32)
+    if bits == 4:
+        for line, matrix, segments in zip(first, matrices, cuts, strict=True):
+            alphas = segments.scale.sum(axis=1, dtype=np.int64)
             sums = matrix.int8().sum(axis=1, dtype=np.int64)
-            first[group, :outputs] = (_CENTRE * (sums - length * packed[group][3])).astype(np.int32)
+            line[:outputs] = (_CENTRE * (sums - length * alphas)).astype(np.int32)
 
-    rows_step = isa.width // (2 if activation_bits == 8 else 1)
-    reach = int(starts.max()) + length + -length % isa.width
-    pitch = max(reduction, reach)
-    vectors = 2 if activation_bits == 8 else 4
+    span = int((starts[held - 1 :: held] + length - starts[::held]).max())
+    span += -span % isa.width
+    pitch = max(reduction, int(starts[::held].max()) + span)
+    table_bytes = held * (form.table_bytes if form.parts == 1 else form.lookups * 3 ** units[0] * isa.width)
+    step = min(padded, _OUTPUTS)
 
     def plan(rows: int, outputs: int) -> Plan:
-        step = min(_rounded(outputs), _OUTPUTS)
-        work = (128 + batch * _entries(units) + step * vectors) * isa.width
         return Plan(
-            rows_step=rows_step, outputs_step=step, pitch=pitch, work_bytes=work, direct=pitch == reduction
+            rows_step=isa.width // (2 if bits == 8 else 1),
+            outputs_step=step,
+            pitch=pitch,
+            work_bytes=span * isa.width + table_bytes + step * (2 + planes) * form.halves * isa.width,
+            direct=pitch == reduction,
         )
 
+    numbers = np.tile(np.array([span, table_bytes], np.int64), (len(matrices), 1))
     return Engine(
-        block=make(index_of(isa), activation_bits, units, int(batch)),
+        block=make(index_of(isa), bits, units, most_bytes),
         tier=index_of(isa),
-        weights=(codes, scales, first, np.tile(starts, (len(matrices), 1))),
+        weights=(codes, scales, first, np.tile(starts, (len(matrices), 1)), numbers),
         plan=plan,
     )
-
-
-def _entries(units: tuple[int, ...]) -> int:
-    """Return how many vectors the tables of one segment take."""
-    return sum(3**size for size in units)
 
 
 def _rounded(outputs: int) -> int:
@@ -149,51 +242,53 @@ def _stacked(arrays: list[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _pack(
-    weight: Weight, length: int, units: tuple[int, ...], batch: int, width: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.int16], NDArray[np.int64]]:
-    """Return where segments start, codes, scales, and the sum of the scales int64 [M].
+    segments: Segments, planes: int, form: _Form, held: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
+    """Return the codes [pass, plane, part, output, ..] and the scales [pass, plane, output, ..].
 
-    The last batch is filled up with segments of scale 0 that begin where the first one does.
+    The last pass is filled up with segments of scale 0.
     """
-    outputs, reduction = weight.shape
-    lengths = np.bincount(weight.group)
-    counts = -(-lengths // length)
-    of_group = np.repeat(np.arange(lengths.size), counts)
-    within = np.arange(of_group.size) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = (np.cumsum(lengths) - lengths)[of_group] + length * within
-    segment = np.searchsorted(starts, np.arange(reduction), side="right") - 1
-    place = np.arange(reduction) - starts[segment]
-
-    segments, padded, planes = len(starts) + -len(starts) % batch, _rounded(outputs), len(weight.planes)
-    shape = (planes, padded, segments // batch, batch)
-    codes = np.zeros((*shape, len(units)), np.uint16)
-    alpha = np.zeros((planes, padded, segments), np.uint8)
-    for index, plane in enumerate(weight.planes):
-        trits = np.zeros((padded, segments, length), np.int8)
-        trits[:outputs, segment, place] = plane.codes
-        alpha[index, :outputs, : len(starts)] = plane.alpha[:, of_group]
-        begin, offset = 0, np.arange(batch) * _entries(units) * width
-        for unit, size in enumerate(units):
-            entry = (trits[:, :, begin : begin + size] + 1) @ 3 ** np.arange(size - 1, -1, -1)
-            codes[index, ..., unit] = entry.reshape(shape[1:]) * width + offset
-            begin, offset = begin + size, offset + 3**size * width
-    lookups = batch * len(units)
-    by_batch = np.zeros((shape[2], planes, padded, lookups + -lookups % _TOGETHER), np.uint16)
-    by_batch[..., :lookups] = codes.transpose(2, 0, 1, 3, 4).reshape(*by_batch.shape[:3], lookups)
-    scales = np.zeros(2 * alpha.size + 2, np.int16)
-    scales[1:-1:2] = alpha.reshape(shape).transpose(2, 0, 1, 3).reshape(-1)
-    starts = np.append(starts, np.zeros(segments - len(starts), np.int64))
-    return starts, by_batch, scales, alpha[:, :outputs].sum(axis=(0, 2), dtype=np.int64)
+    outputs, count, length = segments.codes.shape
+    count //= planes
+    passes, padded = -(-count // held), _rounded(outputs)
+    trits = np.zeros((padded, planes, passes * held, length), np.int8)
+    trits[:outputs, :, :count] = segments.codes.reshape(outputs, planes, count, length)
+    trits = trits.reshape(padded, planes, passes, held, length)
+    turns, per_turn = held // form.together, form.together * form.lookups
+    codes = np.zeros((passes, planes, form.parts, padded, turns, form.codes), np.uint16)
+    begin, offset = 0, np.arange(held) * (form.table_bytes if form.parts == 1 else 0)
+    for unit, size in enumerate(form.units):
+        part, place = divmod(unit, form.lookups)
+        if place == 0 and part > 0:
+            offset = offset * 0
+        entry = (trits[..., begin : begin + size] + 1) @ 3 ** np.arange(size - 1, -1, -1)
+        places = (entry * form.width + offset).reshape(padded, planes, passes, turns, form.together)
+        codes[:, :, part, :, :, place : per_turn : form.lookups] = places.transpose(2, 1, 0, 3, 4)
+        begin, offset = begin + size, offset + 3**size * form.width
+    scales = np.zeros((padded, planes, passes * held), np.int16)
+    scales[:outputs, :, :count] = segments.scale.reshape(outputs, planes, count)
+    scales = scales.reshape(padded, planes, passes, held).transpose(2, 1, 0, 3)
+    if form.together == 1:
+        scales = np.concatenate([scales, 0 * scales, 0 * scales, scales], axis=3)
+    return codes.reshape(*codes.shape[:4], -1), scales
 
 
 @cache
-def make(tier: int, bits: int, units: tuple[int, ...], batch: int) -> Any:
+def make(tier: int, bits: int, units: tuple[int, ...], most_bytes: int) -> Any:
     """Return the block function for an instruction set, a width of activations and a cut into units."""
-    length, lookups = sum(units), len(units)
     width = INSTRUCTION_SETS[tier].width
-    table_bytes = _entries(units) * width
+    form = _Form(units, width, bits, most_bytes)
+    table_bytes, length, parts, lookups, halves = (
+        form.table_bytes,
+        form.length,
+        form.parts,
+        form.lookups,
+        form.halves,
+    )
     size, rest = units[0], units[-1] if units[-1] != units[0] else 0
-    alike = lookups - 1 if rest else lookups
+    alike = len(units) - 1 if rest else len(units)
+    last = len(units) - lookups * (parts - 1)
+    sums_bytes, together, per_turn = 2 * halves * width, form.together, form.codes
 
     @jit
     def block(
@@ -207,27 +302,47 @@ def make(tier: int, bits: int, units: tuple[int, ...], batch: int) -> Any:
         work: NDArray[np.uint8],
     ) -> None:
         # places are counted in bytes here: cutting arrays would cost more than a short loop
-        codes, scales, begins, starts = weights
-        batches, planes, padded, per_code = codes.shape[1], codes.shape[2], codes.shape[3], 2 * codes.shape[4]
-        wide = outputs + -outputs % 16
-        tables = 128 * width  # within `work`, behind the turned activations
-        acc = tables + batch * table_bytes
-        _begin(tier, begins, 4 * (group * padded + first), work, acc, wide, bits)
-        for index in range(batches):
-            for b in range(batch):
-                own = tables + b * table_bytes
-                begin = starts[group, index * batch + b]
-                _turn_activations(tier, panel, panel.shape[1], begin, length, work, bits)
-                _tabulate(tier, work, 0, own, alike, size, bits)
-                if rest:
-                    turned = alike * size * width
-                    _tabulate(tier, work, turned, own + alike * 3**size * width, 1, rest, bits)
-            for plane in range(planes):
-                line = (index * planes + plane) * padded + first
-                code = (group * batches * planes * padded + line) * per_code
-                scale = 2 * group * scales.shape[1] + 4 * batch * line
-                _look_up(tier, codes, code, scales, scale, work, tables, acc, wide, lookups, batch, bits)
-        _turn_sums(tier, work, acc, sums, sums.shape[1], wide, bits)
+        codes, scales, begins, starts, numbers = weights
+        passes, planes, padded = codes.shape[1], codes.shape[2], codes.shape[4]
+        per_code, per_scale = 2 * codes.shape[5], 2 * scales.shape[4]
+        held, wide = starts.shape[1] // passes, outputs + -outputs % 16
+        tables = numbers[group, 0] * width  # within `work`, behind the turned activations
+        acc = tables + numbers[group, 1]
+        waiting = acc + wide * sums_bytes
+        for index in range(passes):
+            begin = starts[group, index * held]
+            span = starts[group, index * held + held - 1] + length - begin
+            _turn_activations(tier, panel, panel.shape[1], begin, span, work, bits)
+            for part in range(parts):
+                for segment in range(held):
+                    turned = (starts[group, index * held + segment] - begin + part * lookups * size) * width
+                    own = tables + segment * table_bytes
+                    here = lookups if part + 1 < parts else alike - part * lookups
+                    _tabulate(tier, work, turned, own, here, size, bits)
+                    if rest and part + 1 == parts:
+                        _tabulate(
+                            tier,
+                            work,
+                            turned + here * size * width,
+                            own + here * 3**size * width,
+                            1,
+                            rest,
+                            bits,
+                        )
+                for plane in range(planes):
+                    line = (group * passes + index) * planes + plane
+                    code = ((line * parts + part) * padded + first) * per_code
+                    wait = waiting + plane * wide * halves * width
+                    if part + 1 < parts:
+                        _add_up(tier, codes, code, per_code, work, tables, wait, wide, lookups, bits)
+                    else:
+                        scale = (line * padded + first) * per_scale
+                        origin = 4 * (group * padded + first)
+                        _look_up(
+                            tier, codes, code, per_code, scales, scale, per_scale, work, tables, wait, acc,
+                            begins, origin, index + plane, held, wide, last, together, per_turn, parts, bits,
+                        )  # fmt: skip
+        _turn_sums(tier, work, acc, sums, sums.shape[1], wide, together, bits)
 
     return block
 
@@ -249,45 +364,56 @@ def _transposed(e: Emitter, rows: list[Value]) -> list[Value]:
 
 
 @emitted
-def _begin(e: Emitter, first: Any, offset: Any, work: Any, acc: Any, outputs: Any, bits: int) -> None:
-    """Fill the sums of each output channel with what they begin with."""
-    first, acc = first + offset, work + acc
-    vectors = 2 if bits == 8 else 4
-    for m in e.range(0, outputs):
-        value = e.load_spread(first + m * 4, i32)
-        for i in range(vectors):
-            e.store(acc + m * (vectors * e.isa.width) + i * e.isa.width, value)
-
-
-@emitted
 def _turn_activations(
     e: Emitter, panel: Any, pitch: Any, start: Any, length: Any, out: Any, bits: int
 ) -> None:
     """Bring positions start, .. of the panel's rows side by side: one vector for each position."""
     lanes, width = e.lanes(i32), e.isa.width
-    low_half, even_bytes = 0xFFFF, 0x00FF00FF
     for k in e.range(0, length, width):
-        parts = []
+        quarters = []
         for quarter in range(2 if bits == 8 else 4):
             rows = [e.load(panel + (quarter * lanes + r) * pitch + start + k, i32) for r in range(lanes)]
-            parts.append(_transposed(e, rows))
+            quarters.append(_transposed(e, rows))
         for four in range(lanes):
-            place = out + (k + 4 * four) * width
-            pairs = []
-            for lower, upper in zip(parts[::2], parts[1::2], strict=True):
-                a, b = lower[four], upper[four]
-                pairs.append(((a & low_half) | (b << 16), a.shifted_in_zeros(16) | (b & ~low_half)))
             for half in range(2):
-                if bits == 8:
-                    value = pairs[0][half]
-                    e.store(place + 2 * half * width, value & even_bytes)
-                    e.store(place + (2 * half + 1) * width, value.bits_as(i16).shifted_in_zeros(8))
-                else:
-                    one, other = pairs[0][half], pairs[1][half]
-                    even = (one & even_bytes) | ((other & even_bytes) << 8)
-                    odd = (one.shifted_in_zeros(8) & even_bytes) | (other & ~even_bytes)
-                    e.store(place + 2 * half * width, even.bits_as(i8) - _CENTRE)
-                    e.store(place + (2 * half + 1) * width, odd.bits_as(i8) - _CENTRE)
+                parts = [
+                    quarter[four].shifted_in_zeros(16) if half else quarter[four] & 0xFFFF
+                    for quarter in quarters
+                ]
+                words = [_packed(e, *parts[i : i + 2]) for i in range(0, len(parts), 2)]
+                for odd in range(2):
+                    alone = [word.shifted_in_zeros(8) if odd else word & 255 for word in words]
+                    value = alone[0] if bits == 8 else _packed(e, *alone) - _CENTRE
+                    e.store(out + (k + 4 * four + 2 * half + odd) * width, value)
+
+
+def _packed(e: Emitter, one: Value, other: Value) -> Value:
+    """Emit vpackusdw or vpackuswb: lanes of half the width, every 16 bytes of both vectors by themselves."""
+    name, element = ("packusdw", i16) if one.element == i32 else ("packuswb", i8)
+    family, suffix = ("avx512", ".512") if e.isa.width == 64 else ("avx2", "")
+    return e.call(f"llvm.x86.{family}.{name}{suffix}", e.vector(element), one, other)
+
+
+def _rows_of(lanes: int, bits: int, together: int) -> list[list[int]]:
+    """Return which row each 32-bit lane of an output channel's vectors of sums belongs to."""
+
+    def packed(one: list[int], other: list[int], size: int) -> list[int]:
+        return [
+            row for at in range(0, len(one), size) for each in (one, other) for row in each[at : at + size]
+        ]
+
+    quarters = [list(range(begin, begin + lanes)) for begin in range(0, 4 * lanes, lanes)]
+    halves = [packed(quarters[0], quarters[1], 4)]
+    if bits == 4:
+        both = packed(halves[0], packed(quarters[2], quarters[3], 4), 8)
+        halves = [both[::2], both[1::2]]
+    if together == 1:  # multiplied by (alpha, 0) and (0, alpha)
+        return [half[odd::2] for half in halves for odd in range(2)]
+    return [
+        [row for at in range(4 * high, len(half), 8) for row in half[at : at + 4]]
+        for half in halves
+        for high in range(2)
+    ]
 
 
 @emitted
@@ -306,39 +432,78 @@ def _tabulate(e: Emitter, work: Any, turned: Any, tables: Any, units: Any, size:
 
 
 @emitted
+def _add_up(
+    e: Emitter, codes: Any, code: Any, per_code: Any, work: Any, tables: Any, waiting: Any, outputs: Any,
+    lookups: int, bits: int,
+) -> None:  # fmt: skip
+    """Leave the sums of the first part of a segment."""
+    codes, tables, waiting = codes + code, work + tables, work + waiting
+    halves, width = 1 if bits == 8 else 2, e.isa.width
+    for m in e.range(0, outputs):
+        found = _found(e, codes + m * per_code, tables, lookups, bits)
+        for i, half in enumerate(_sums(e, found, bits)):
+            e.store(waiting + m * (halves * width) + i * width, half)
+
+
+@emitted
 def _look_up(
-    e: Emitter, codes: Any, code: Any, scales: Any, scale: Any,
-    work: Any, tables: Any, acc: Any, outputs: Any, lookups: int, batch: int, bits: int,
+    e: Emitter, codes: Any, code: Any, per_code: Any, scales: Any, scale: Any, per_scale: Any, work: Any, tables: Any,
+    waiting: Any, acc: Any, begins: Any, begin: Any, added: Any, held: Any, outputs: Any,
+    lookups: int, together: int, per_turn: int, parts: int, bits: int,
 ) -> None:  # fmt: skip
     """Add the entries that the codes name, and bring them into the sums: the multiplication-free loop."""
-    element, vectors, width = (i16, 2, e.isa.width) if bits == 8 else (i8, 4, e.isa.width)
-    steps = -(-batch * lookups // _TOGETHER)
-    codes, scales, tables, acc = codes + code, scales + scale, work + tables, work + acc
+    codes, scales, tables, waiting = codes + code, scales + scale, work + tables, work + waiting
+    acc, begins, width, halves = work + acc, begins + begin, e.isa.width, 1 if bits == 8 else 2
     for m in e.range(0, outputs):
-        place = acc + m * (vectors * width)
-        totals = [e.load(place + i * width, i32) for i in range(vectors)]
-        code, scale = codes + m * (2 * _TOGETHER * steps), scales + m * (4 * batch)
-        offsets: list[Value] = []
-        for segment in range(batch):
-            found = []
-            for _ in range(lookups):
-                if not offsets:
-                    offsets = _offsets(e, code)
-                    code = code + 2 * _TOGETHER
-                found.append(e.load(tables + offsets.pop(0), element))
-            halves = [_sum(found)] if bits == 8 else _sum_bytes(e, found)
-            even, odd = (e.load_spread(scale + 4 * segment + at, i32).bits_as(i16) for at in (2, 0))
-            for i, half in enumerate(halves):
-                totals[2 * i] += e.pair_sums(half, even)
-                totals[2 * i + 1] += e.pair_sums(half, odd)
-        for i in range(vectors):
-            e.store(place + i * width, totals[i])
+        place = acc + m * (2 * halves * width)
+        totals = [e.variable(e.zeros(i32)) for _ in range(2 * halves)]
+        with e.when(added > 0):
+            for i, total in enumerate(totals):
+                total.value = e.load(place + i * width, i32)
+        with e.when(added.equals(0)):
+            for total in totals:
+                total.value = e.load_spread(begins + m * 4, i32)
+        for segment in e.range(0, held, together) if together > 1 else (0,):
+            code = codes + m * per_code + segment * (2 * per_turn // together)
+            found = _found(e, code, tables, together * lookups, bits)
+            sums = [_sums(e, found[at : at + lookups], bits) for at in range(0, together * lookups, lookups)]
+            if parts > 1:
+                rest = waiting + m * (halves * width)
+                sums[0] = [half + e.load(rest + i * width, i16) for i, half in enumerate(sums[0])]
+            if together == 1:
+                even, odd = (e.load_spread(scales + m * per_scale + at, i32).bits_as(i16) for at in (0, 4))
+                for i, half in enumerate(sums[0]):
+                    totals[2 * i] += e.pair_sums(half, even)
+                    totals[2 * i + 1] += e.pair_sums(half, odd)
+                continue
+            for pair in range(0, len(sums), 2):
+                both = e.load_spread(scales + m * per_scale + segment * 2 + pair * 2, i32).bits_as(i16)
+                for i, (one, other) in enumerate(zip(sums[pair], sums[pair + 1], strict=True)):
+                    for high in range(2):
+                        mixed = one.shuffled(_unpacked(one.lanes, high), other)
+                        totals[2 * i + high] += e.pair_sums(mixed, both)
+        for i, total in enumerate(totals):
+            e.store(place + i * width, total)
 
 
-def _offsets(e: Emitter, code: Any) -> list[Value]:
-    """Read four codes with one load: loads are what the loop has least of."""
-    four = e.load_number(code, i64)
-    return [four.shifted_in_zeros(16 * i) & 0xFFFF for i in range(_TOGETHER)]
+def _found(e: Emitter, code: Any, tables: Any, count: int, bits: int) -> list[Value]:
+    """Emit the loads of entries; codes are read four at a time, for loads are what the loop has least of."""
+    offsets: list[Value] = []
+    for at in range(0, count, _TOGETHER):
+        four = e.load_number(code + 2 * at, i64)
+        offsets += [four.shifted_in_zeros(16 * i) & 0xFFFF for i in range(_TOGETHER)]
+    return [e.load(tables + offset, i16 if bits == 8 else i8) for offset in offsets[:count]]
+
+
+def _sums(e: Emitter, found: list[Value], bits: int) -> list[Value]:
+    """Return the sums of entries in 16-bit lanes; of bytes those of the even ones, then of the odd ones."""
+    if bits == 8:
+        return [_sum(found)]
+    both, high = e.zeros(i16), e.zeros(i16)
+    for begin in range(0, len(found), _WIDEN_EVERY):
+        five = _sum(found[begin : begin + _WIDEN_EVERY]).bits_as(i16)
+        both, high = both + five, high + five.shifted_in_zeros(8)
+    return [both - (high << 8), high]
 
 
 def _sum(values: list[Value]) -> Value:
@@ -349,23 +514,21 @@ def _sum(values: list[Value]) -> Value:
     return chains[0] if len(chains) == 1 else chains[0] + chains[1]
 
 
-def _sum_bytes(e: Emitter, values: list[Value]) -> list[Value]:
-    """Return the sums of the even and of the odd bytes in 16-bit lanes."""
-    both, high = e.zeros(i16), e.zeros(i16)
-    for begin in range(0, len(values), _WIDEN_EVERY):
-        five = _sum(values[begin : begin + _WIDEN_EVERY]).bits_as(i16)
-        both, high = both + five, high + five.shifted_in_zeros(8)
-    return [both - (high << 8), high]
+def _unpacked(lanes: int, high: int) -> list[int]:
+    """Return the lanes of vpunpcklwd (0) or vpunpckhwd (1)."""
+    firsts = [8 * part + 4 * high + i for part in range(lanes // 8) for i in range(4)]
+    return [lane for first in firsts for lane in (first, lanes + first)]
 
 
 @emitted
-def _turn_sums(e: Emitter, work: Any, acc: Any, sums: Any, pitch: Any, outputs: Any, bits: int) -> None:
+def _turn_sums(
+    e: Emitter, work: Any, acc: Any, sums: Any, pitch: Any, outputs: Any, together: int, bits: int
+) -> None:
     """Bring sums [output, row] into [row, output]."""
-    acc = work + acc
-    lanes, width = e.lanes(i32), e.isa.width
-    vectors = 2 if bits == 8 else 4
+    acc, lanes, width = work + acc, e.lanes(i32), e.isa.width
+    vectors = _rows_of(lanes, bits, together)
     for m in e.range(0, outputs, lanes):
-        for i in range(vectors):
-            rows = [e.load(acc + (m + j) * (vectors * width) + i * width, i32) for j in range(lanes)]
-            for r, value in enumerate(_transposed(e, rows)):
-                e.store(sums + ((i * lanes + r) * pitch + m) * 4, value)
+        for i, rows in enumerate(vectors):
+            lines = [e.load(acc + (m + j) * (len(vectors) * width) + i * width, i32) for j in range(lanes)]
+            for row, value in zip(rows, _transposed(e, lines), strict=True):
+                e.store(sums + (row * pitch + m) * 4, value)

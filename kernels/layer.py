@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels.dispatch import Kernel, Memory, Problem, Wish, select_kernel
-from fgq.kernels.driver import Engine, Job, drive, plan_job
+from fgq.kernels.driver import Engine, Job, aligned, drive, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.simd.isa import available
@@ -233,7 +233,7 @@ class Layer:
         if x.size == 0:
             return np.empty(call.shape, epilogue.dtype)
         if call.job is not None:
-            out = np.empty(call.shape, epilogue.dtype)
+            out = aligned(call.shape, epilogue.dtype)
             drive(call.job, call.weights, x, self._folded_bias, epilogue, out, residual)
             return out
         kernel = call.prepared.kernel
