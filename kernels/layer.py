@@ -19,6 +19,9 @@ from fgq.kernels.simd.isa import available
 from fgq.kernels.weights import Weight, check_activations, check_weights, zero_point_bias
 from fgq.kernels.window import Window
 
+_NEAR_BYTES = 1 << 20
+"""Weights beyond this do not stay in a second-level cache beside what they are multiplied by."""
+
 _REMEMBERED = 64
 """Shapes of input that a layer remembers."""
 
@@ -294,6 +297,10 @@ class Layer:
         if kernel.multiplication_free:
             return Memory.COMPACT
         possible = kernel.compact and self._largest_code <= 7 and not (matrix.starts % 4).any()
+        # a plane is decoded to int8 before others are added to it
+        possible = possible and all(
+            int(plane.alpha.max()) * int(np.abs(plane.codes).max()) <= 127 for plane in self.weight.planes
+        )
         if self.wishes.memory is Memory.COMPACT and not possible:
             raise KernelError(
                 f"memory: found codes up to {self._largest_code} in groups that begin at "
@@ -301,8 +308,9 @@ class Layer:
                 f"{Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
             )
         if self.wishes.memory is Memory.AUTO:
-            # a GEMV waits for its weights, so the fewer bytes the better
-            return Memory.COMPACT if possible and kernel.most_rows is not None else Memory.FAST
+            # a GEMV waits for its weights, and so does whatever has more than stay in the near caches
+            waits = kernel.most_rows is not None or self.weight.planes[0].codes.size > _NEAR_BYTES
+            return Memory.COMPACT if possible and waits else Memory.FAST
         return self.wishes.memory
 
 
