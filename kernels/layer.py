@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import Lock
 from typing import Any, cast
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels.dispatch import Kernel, Memory, Problem, Wish, select_kernel
-from fgq.kernels.driver import Engine, Job, aligned, drive, plan_job
+from fgq.kernels.driver import Engine, Job, aligned, drive, in_large_pages, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.simd.isa import available
@@ -284,6 +284,7 @@ class Layer:
         if kernel.multiplication_free and kernel.isa.width:
             options["activation_bits"] = self.activation_bits
         engine = module.prepare(matrices, kernel.isa, **options)
+        engine = replace(engine, weights=tuple(map(in_large_pages, engine.weights)))
         return Prepared(kernel, memory, engine, sum(array.nbytes for array in engine.weights))
 
     def _memory(self, kernel: Kernel, matrix: Weight) -> Memory:
