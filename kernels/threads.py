@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from threading import Lock
 
-_CHUNKS_PER_THREAD = 4
+_CHUNKS_PER_THREAD = 2
 """Pieces of work a thread may take in turn: a late or disturbed one leaves its share to the others."""
 
 _lock = Lock()
