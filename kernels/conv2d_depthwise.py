@@ -16,8 +16,9 @@ pixels is taken at a time, so that lines, quads and sums stay in the cache. Seve
 read a copy of it each.
 
 Accumulators: int32. Zero points enter by the bias; no sum can leave int32 (:mod:`fgq.kernels.weights`), and
-partial sums that wrap come back. For 3 x 3 taps: 3 dot products, 4 loads and 6 instructions of weaving for 16
-channels of a pixel. Other processors get plain loops that LLVM turns into vectors.
+partial sums that wrap come back. For 3 x 3 taps, whose weights stay in registers: 3 dot products, 3 loads, a
+store and 6 instructions of weaving for 16 channels of a pixel. Other processors get plain loops that LLVM
+turns into vectors.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
-from fgq.kernels.driver import ALIGNMENT, aligned
+from fgq.kernels.driver import ALIGNMENT, aligned, held
 from fgq.kernels.epilogue import Epilogue, finisher
 from fgq.kernels.gather import Geometry, emit_run
-from fgq.kernels.simd.emit import Emitter, Pointer, emitted, i8, i32
+from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, InstructionSet, index_of
 from fgq.kernels.threads import spread
 from fgq.kernels.weights import Weight, zero_point_bias
@@ -41,6 +42,9 @@ from fgq.kernels.window import Window
 
 _PIXELS = 4
 """Output pixels that are summed side by side, sharing their weights."""
+
+_COLUMNS = 3
+"""Columns of the usual kernel; if it has no more than 4 rows, its weights stay in registers."""
 
 _CACHE = 128 << 10
 """Bytes of the second-level cache that quads and sums may take; fewer, in the nearest one, gain nothing."""
@@ -145,7 +149,7 @@ def run(
         return out
     rows = len(x) * job.size[0]
     threads = min(threads, rows)
-    scratch = aligned((threads, job.scratch_bytes), np.uint8)
+    scratch = held.borrow(threads, job.scratch_bytes)
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
     flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(outputs), epilogue.floats
@@ -307,7 +311,19 @@ def _emit_sums(
     """Sum over all taps; the last pixels may be more than asked for, for which there is room."""
     lanes = e.lanes(i32)
     quads = work + kh * line
-    for m in e.range(0, wide, lanes):
+    usual = (kh <= 4) & kw.equals(_COLUMNS)
+
+    def add_usual(m: Value) -> None:
+        factors = [e.load(weights + (j * wide + m) * 4, i8) for j in range(_COLUMNS)]
+        for pixel in e.range(0, count, _PIXELS):
+            for p in range(_PIXELS):
+                total = e.zeros(i32)
+                for j, factor in enumerate(factors):
+                    taps = quads + ((pixel + p) * step + aside * j + m) * 4
+                    total = e.dot(total, e.load(taps, i8), factor)
+                e.store(sums + ((pixel + p) * wide + m) * 4, total)
+
+    def add_any(m: Value) -> None:
         for pixel in e.range(0, count, _PIXELS):
             totals = [e.variable(e.zeros(i32)) for _ in range(_PIXELS)]
             weight = e.variable(weights + m * 4)
@@ -320,6 +336,13 @@ def _emit_sums(
                     weight += wide * 4
             for p, total in enumerate(totals):
                 e.store(sums + ((pixel + p) * wide + m) * 4, total)
+
+    with e.when(usual):
+        for m in e.range(0, wide, lanes):
+            add_usual(m)
+    with e.when(usual.equals(0)):
+        for m in e.range(0, wide, lanes):
+            add_any(m)
 
 
 @jit

@@ -158,7 +158,7 @@ class _Held(threading.local):
         return self._memory[: count * size].reshape(count, size)
 
 
-_held = _Held()
+held = _Held()
 
 _NOTHING = np.empty(0, np.uint8)
 
@@ -254,7 +254,7 @@ def drive(
     """
     if out.size == 0:
         return
-    scratch = _held.borrow(job.threads, job.scratch_bytes)
+    scratch = held.borrow(job.threads, job.scratch_bytes)
     flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     added = _NOTHING if residual is None else residual.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats

@@ -23,7 +23,7 @@ ADD = QuantizedAdd(
 
 def guard_scratch(monkeypatch):
     monkeypatch.setattr(
-        driver._held, "borrow", lambda count, size: guarded(np.zeros((count, size), np.uint8)), raising=False
+        driver.held, "borrow", lambda count, size: guarded(np.zeros((count, size), np.uint8)), raising=False
     )
 
 
