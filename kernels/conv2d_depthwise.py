@@ -23,6 +23,7 @@ turns into vectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -121,7 +122,35 @@ def run(
     residual: NDArray[Any] | None,
     threads: int,
 ) -> NDArray[Any]:
-    """Convolve.
+    """Convolve; arguments as in :func:`bind`.
+
+    Returns
+    -------
+    ndarray, shape (B, OH, OW, M)
+        Of the epilogue's dtype.
+    """
+    job = _job_of(prepared, x.shape)
+    out = np.empty((len(x), *job.size, prepared.bias.size), epilogue.dtype)
+    scratch = held.borrow(*scratch_shape(prepared, x.shape, threads))
+    bind(prepared, x, epilogue, residual, out, scratch)()
+    return out
+
+
+def scratch_shape(prepared: Depthwise, shape: tuple[int, ...], threads: int) -> tuple[int, int]:
+    """Return threads and bytes of the scratch that an input of this shape needs."""
+    job = _job_of(prepared, shape)
+    return max(1, min(threads, shape[0] * job.size[0])), job.scratch_bytes
+
+
+def bind(
+    prepared: Depthwise,
+    x: NDArray[np.uint8],
+    epilogue: Epilogue,
+    residual: NDArray[Any] | None,
+    out: NDArray[Any],
+    scratch: NDArray[np.uint8],
+) -> Callable[[], None]:
+    """Return the convolution of these arrays, as a function to be called any number of times.
 
     Parameters
     ----------
@@ -133,27 +162,20 @@ def run(
         What becomes of the sums.
     residual : ndarray, shape (B, OH, OW, M), or None
         Added by the epilogue.
-    threads : int
-        How many threads to use.
-
-    Returns
-    -------
-    ndarray, shape (B, OH, OW, M)
-        Of the epilogue's dtype.
+    out : ndarray, shape (B, OH, OW, M)
+        Written, of the epilogue's dtype.
+    scratch : ndarray of uint8
+        Of :func:`scratch_shape`.
     """
-    outputs, filters = prepared.bias.size, prepared.bias.size // prepared.window.groups
-    x = np.repeat(x, filters, axis=3) if filters > 1 else x
-    job = _plan_job(x.shape, prepared.kernel, prepared.window, prepared.x_zero, prepared.weights.shape[2])
-    out = np.empty((len(x), *job.size, outputs), epilogue.dtype)
-    if out.size == 0:
-        return out
-    rows = len(x) * job.size[0]
-    threads = min(threads, rows)
-    scratch = held.borrow(threads, job.scratch_bytes)
+    outputs = prepared.bias.size
+    filters = outputs // prepared.window.groups
+    job, rows, threads = _job_of(prepared, x.shape), len(out) * out.shape[1], len(scratch)
     added = np.empty(0, np.uint8) if residual is None else residual.reshape(-1).view(np.uint8)
-    flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
+    result = out.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(outputs), epilogue.floats
     compute = _convolver(index_of(prepared.isa))
+    repeated = np.empty((*x.shape[:3], outputs), np.uint8) if filters > 1 else x
+    flat = repeated.reshape(-1)
 
     def work(thread: int, begin: int, end: int) -> None:
         compute(
@@ -161,8 +183,13 @@ def run(
             prepared.bias, integers, factors, floats, added, result,
         )  # fmt: skip
 
-    spread(rows, threads, work)
-    return out
+    def run() -> None:
+        if filters > 1:
+            repeated.reshape(*x.shape, filters)[...] = x[..., None]
+        if result.size:
+            spread(rows, threads, work)
+
+    return run
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -194,6 +221,11 @@ def _plan_job(
         cut=np.array([pixels, wide, line, work_bytes], np.int64),
         scratch_bytes=_rounded(work_bytes + 4 * pixels * wide),
     )
+
+
+def _job_of(prepared: Depthwise, shape: tuple[int, ...]) -> _Job:
+    shape = (*shape[:3], prepared.bias.size)
+    return _plan_job(shape, prepared.kernel, prepared.window, prepared.x_zero, prepared.weights.shape[2])
 
 
 def _rounded(count: int) -> int:

@@ -252,20 +252,48 @@ def drive(
     residual : ndarray, shape of `out`, optional
         Added by the epilogue.
     """
+    bind(job, weights, x, bias, epilogue, out, residual, held.borrow(job.threads, job.scratch_bytes))()
+
+
+def bind(
+    job: Job,
+    weights: tuple[NDArray[Any], ...],
+    x: NDArray[np.uint8],
+    bias: NDArray[np.int32],
+    epilogue: Epilogue,
+    out: NDArray[Any],
+    residual: NDArray[Any] | None,
+    scratch: NDArray[np.uint8],
+) -> Callable[[], None]:
+    """Return the call of :func:`drive` for these arrays, which a network makes again and again.
+
+    Parameters
+    ----------
+    scratch : ndarray of uint8, shape (job.threads, job.scratch_bytes)
+        Memory that holds nothing between calls.
+    """
     if out.size == 0:
-        return
-    scratch = held.borrow(job.threads, job.scratch_bytes)
+        return _nothing
     flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     added = _NOTHING if residual is None else residual.reshape(-1).view(np.uint8)
     integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
+    numbers, cut, run = job.numbers, job.cut, job.run
+    if job.threads == 1:
+        only, units = scratch[0], job.units
+        return lambda: run(
+            weights, flat, numbers, cut, 0, units, only, bias, integers, factors, floats, added, result
+        )
 
     def work(thread: int, begin: int, end: int) -> None:
-        job.run(
-            weights, flat, job.numbers, job.cut, begin, end, scratch[thread],
+        run(
+            weights, flat, numbers, cut, begin, end, scratch[thread],
             bias, integers, factors, floats, added, result,
         )  # fmt: skip
 
-    spread(job.units, job.threads, work)
+    return lambda: spread(job.units, job.threads, work)
+
+
+def _nothing() -> None: ...
 
 
 def _shared(plan: Plan, geometry: Geometry, outputs: int, threads: int) -> tuple[int, int]:

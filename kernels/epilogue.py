@@ -1,6 +1,6 @@
 """From int32 sums to real values or to the next layer's activations, rounded as onnxruntime rounds.
 
-    dequantize:  y  = clip(float32(acc) * scale[m]  (+ residual),  lowest, highest)
+    dequantize:  y  = clip(float32(acc) * scale[m] + shift[m]  (+ residual),  lowest, highest)
     requantize:  yq = zero_point + round_half_even(clip(float32(acc) * multiplier[m],
                                                         lowest - zero_point, highest - zero_point))
     add:         yq = clip(round_half_even(fma(ra, a, fma(rb, b, z - fma(ra, za, rb * zb)))), lowest, highest)
@@ -86,7 +86,7 @@ class Sums(Epilogue):
 
 @dataclass(frozen=True, eq=False)
 class Dequantize(Epilogue):
-    """Real values, ``clip(float32(acc) * scale[m] + residual, lowest, highest)``.
+    """Real values, ``clip(float32(acc) * scale[m] + shift[m] + residual, lowest, highest)``.
 
     Parameters
     ----------
@@ -94,11 +94,14 @@ class Dequantize(Epilogue):
         ``x_scale * row_scale`` per output channel.
     lowest, highest : float
         Range of the result: ReLU has ``lowest = 0``.
+    shift : array_like of float32, shape (M,) or ()
+        A bias in real values.
     """
 
     scale: ArrayLike
     lowest: float = -np.inf
     highest: float = np.inf
+    shift: ArrayLike = np.float32(0)
 
     dtype = np.float32
     residual_dtype = np.float32
@@ -109,8 +112,9 @@ class Dequantize(Epilogue):
         return np.array([_DEQUANTIZE], np.int64)
 
     def factors(self, outputs: int) -> NDArray[np.float32]:
-        """See :class:`Epilogue`."""
-        return _per_output("scale", self.scale, outputs)
+        """See :class:`Epilogue`: the scales and behind them the shifts."""
+        pair = ("scale", self.scale), ("shift", self.shift)
+        return np.concatenate([_per_output(name, given, outputs) for name, given in pair])
 
     @cached_property
     def floats(self) -> NDArray[np.float32]:
@@ -132,6 +136,8 @@ class QuantizedAdd:
         Of the sum.
     lowest, highest : int
         Range of the sum within 0..255; ReLU has ``lowest = sum_zero_point``.
+    own_first : bool
+        Whether the own result is the first of the two operands; their order enters the rounding.
     """
 
     scale: float
@@ -142,6 +148,7 @@ class QuantizedAdd:
     sum_zero_point: int
     lowest: int = 0
     highest: int = 255
+    own_first: bool = True
 
     def __post_init__(self) -> None:
         for zero in (self.zero_point, self.residual_zero_point, self.sum_zero_point):
@@ -156,10 +163,10 @@ class QuantizedAdd:
         own, other = (
             np.float32(scale) / np.float32(self.sum_scale) for scale in (self.scale, self.residual_scale)
         )
+        terms = [(own, self.zero_point), (other, self.residual_zero_point)]
+        (first, first_zero), (second, second_zero) = terms if self.own_first else reversed(terms)
         # in float64 a product of two float32 is exact, so this rounds as a fused multiply-add does
-        shift = np.float32(
-            np.float64(own) * self.zero_point + np.float64(other * np.float32(self.residual_zero_point))
-        )
+        shift = np.float32(np.float64(first) * first_zero + np.float64(second * np.float32(second_zero)))
         return np.array([own, other, np.float32(self.sum_zero_point) - shift], np.float32)
 
 
@@ -212,7 +219,7 @@ class Requantize(Epilogue):
         own = self.zero_point, self.lowest - self.zero_point, self.highest - self.zero_point
         if self.add is None:
             return np.array([_REQUANTIZE, *own], np.int64)
-        return np.array([_ADD, *own, self.add.lowest, self.add.highest], np.int64)
+        return np.array([_ADD, *own, self.add.lowest, self.add.highest, self.add.own_first], np.int64)
 
     def factors(self, outputs: int) -> NDArray[np.float32]:
         """See :class:`Epilogue`."""
@@ -285,7 +292,7 @@ def finisher(tier: int) -> Any:
         else:
             _emit_additions(
                 tier, sums, pitch, rows, outputs, bias, factors, channel,
-                integers[1], integers[2], integers[3], integers[4], integers[5],
+                integers[1], integers[2], integers[3], integers[4], integers[5], integers[6],
                 floats[0], floats[1], floats[2], residual, out, begin, width,
             )  # fmt: skip
 
@@ -301,8 +308,9 @@ class _Tile:
 
     def __init__(
         self, e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, channel: Any,
-        begin: Any, width: Any, factors: Any = None,
+        begin: Any, width: Any, factors: Any = None, *, shifted: bool = False,
     ) -> None:  # fmt: skip
+        self.shifted = shifted
         self.e, self.sums, self.pitch, self.rows, self.outputs = e, sums, pitch, rows, outputs
         self.bias, self.channel, self.begin, self.width, self.factors = bias, channel, begin, width, factors
         self.lanes = e.lanes(i32)
@@ -310,7 +318,8 @@ class _Tile:
     def each(self, finish: Any) -> None:
         """Emit ``finish(sums, factors, place, count)`` for the vectors of each row, biases added.
 
-        `sums` and `factors` are lists of four neighbouring vectors or of one; `place` is where the first
+        `sums` and `factors` are lists of four neighbouring vectors or of one, factors in pairs with shifts
+        where there are such; `place` is where the first
         belongs in the result; `count` is None, or how many lanes there are of a vector cut short.
         """
         e, lanes = self.e, self.lanes
@@ -328,6 +337,9 @@ class _Tile:
         factors = []
         if self.factors is not None:
             factors = [self.load(self.factors + (self.channel + m) * 4, count, f32) for m in columns]
+        if self.shifted:
+            begin = self.factors + (self.channel + self.width) * 4
+            factors = list(zip(factors, [self.load(begin + m * 4, count, f32) for m in columns], strict=True))
         for r in self.e.range(0, self.rows):
             line = self.sums + r * self.pitch * 4
             sums = [
@@ -372,20 +384,22 @@ def _emit_floats(
     e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
     lowest: Any, highest: Any, residual: Any, given: Any, out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
-    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors)
+    tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors, shifted=True)
     low, high = e.filled(lowest, f32), e.filled(highest, f32)
 
     def clip(value: Value) -> Value:
         return e.smaller(e.larger(value, low), high)
 
-    def alone(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
-        values = [clip(acc.signed(f32) * factor) for acc, factor in zip(sums, factors, strict=True)]
+    def alone(sums: list[Value], factors: list[Any], place: Any, count: Any) -> None:
+        pairs = zip(sums, factors, strict=True)
+        values = [clip(acc.signed(f32) * factor + shift) for acc, (factor, shift) in pairs]
         tile.store(out + place * 4, values, count)
 
-    def added(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
+    def added(sums: list[Value], factors: list[Any], place: Any, count: Any) -> None:
+        others = [tile.load(residual + (place + i * tile.lanes) * 4, count, f32) for i in range(len(sums))]
         values = [
-            clip(acc.signed(f32) * factor + tile.load(residual + (place + i * tile.lanes) * 4, count, f32))
-            for i, (acc, factor) in enumerate(zip(sums, factors, strict=True))
+            clip(acc.signed(f32) * factor + shift + other)
+            for acc, (factor, shift), other in zip(sums, factors, others, strict=True)
         ]
         tile.store(out + place * 4, values, count)
 
@@ -420,7 +434,7 @@ def _emit_activations(
 @emitted
 def _emit_additions(
     e: Emitter, sums: Any, pitch: Any, rows: Any, outputs: Any, bias: Any, factors: Any, channel: Any,
-    zero: Any, lowest: Any, highest: Any, sum_lowest: Any, sum_highest: Any,
+    zero: Any, lowest: Any, highest: Any, sum_lowest: Any, sum_highest: Any, own_first: Any,
     own: Any, other: Any, shift: Any, residual: Any, out: Any, begin: Any, width: Any,
 ) -> None:  # fmt: skip
     tile = _Tile(e, sums, pitch, rows, outputs, bias, channel, begin, width, factors)
@@ -428,12 +442,14 @@ def _emit_additions(
         e.filled(e.number(end).signed(f32), f32) for end in (lowest, highest, sum_lowest, sum_highest)
     )
     own, other, shift = (e.filled(number, f32) for number in (own, other, shift))
-    zeros = e.filled(e.number(zero, i32), i32)
+    zeros, ordered = e.filled(e.number(zero, i32), i32), e.number(own_first) > 0
+    first, second = e.choose(ordered, own, other), e.choose(ordered, other, own)
 
     def add(acc: Value, factor: Value, place: Any, count: Any) -> Value:
         mine = _requantized(e, acc, factor, zeros, low, high).signed(f32)
         theirs = tile.load(residual + place, count, i8).unsigned(i32).signed(f32)
-        value = e.fused(own, mine, e.fused(other, theirs, shift))
+        one, two = e.choose(ordered, mine, theirs), e.choose(ordered, theirs, mine)
+        value = e.fused(first, one, e.fused(second, two, shift))
         return e.whole(e.smaller(e.larger(value, sum_low), sum_high))
 
     def finish(sums: list[Value], factors: list[Value], place: Any, count: Any) -> None:
@@ -472,6 +488,7 @@ def _finish(
             lowest, highest = floats[0], floats[1]
             for m in range(outputs):
                 value = np.float32(np.int32(line[m] + bias[channel + m])) * factors[channel + m]
+                value += factors[bias.size + channel + m]
                 if residual.size > 0:
                     value += added[begin + m]
                 value = value if value > lowest else lowest
@@ -485,8 +502,11 @@ def _finish(
                 whole_value = np.int32((value + _ROUND) - _ROUND) + zero
                 if kind == _ADD:
                     # products of float32 are exact in float64: each line rounds once, as a fused one does
-                    value = np.float32(np.float64(floats[1]) * residual[begin + m] + np.float64(floats[2]))
-                    value = np.float32(np.float64(floats[0]) * whole_value + np.float64(value))
+                    own = np.float64(floats[0]) * whole_value
+                    other = np.float64(floats[1]) * residual[begin + m]
+                    first, second = (own, other) if integers[6] else (other, own)
+                    value = np.float32(second + np.float64(floats[2]))
+                    value = np.float32(first + np.float64(value))
                     lowest, highest = np.float32(integers[4]), np.float32(integers[5])
                     value = value if value > lowest else lowest
                     value = value if value < highest else highest

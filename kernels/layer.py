@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
 from threading import Lock
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels.dispatch import Kernel, Memory, Problem, Wish, select_kernel
-from fgq.kernels.driver import Engine, Job, aligned, drive, in_large_pages, plan_job
+from fgq.kernels.driver import Engine, Job, aligned, bind, held, in_large_pages, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.simd.isa import available
-from fgq.kernels.weights import Weight, check_activations, check_weights, zero_point_bias
+from fgq.kernels.weights import Plane, Weight, check_activations, check_weights, zero_point_bias
 from fgq.kernels.window import Window
 
 _NEAR_BYTES = 1 << 20
@@ -97,6 +98,7 @@ class _Call:
     image: tuple[int, ...]
     size: tuple[int, int]
     shape: tuple[int, ...]
+    scratch: tuple[int, int]
 
 
 class Layer:
@@ -120,6 +122,9 @@ class Layer:
         8, or 4 where all activations are 0..15; larger ones then give wrong sums.
     wishes : Wishes
         What the user asks for.
+    read_again : callable, optional
+        Returns the weight once more. With it the layer keeps the forms of its kernels alone, and not `weight`
+        beside them.
 
     Raises
     ------
@@ -136,6 +141,7 @@ class Layer:
         bias: NDArray[np.int32] | None = None,
         activation_bits: int = 8,
         wishes: Wishes = Wishes(),
+        read_again: Callable[[], Weight] | None = None,
     ) -> None:
         if activation_bits not in (4, 8):
             raise KernelError(f"activation_bits: found {activation_bits}, wanted 4 or 8")
@@ -144,9 +150,10 @@ class Layer:
         check_weights(weight, bias, x_zero, window)
         if x_zero >> activation_bits:
             raise KernelError(f"x_zero: found {x_zero}, wanted a value of {activation_bits}-bit activations")
-        self.weight, self.window, self.x_zero, self.bias = weight, window, x_zero, bias
+        self._read_weight = read_again or (lambda: weight)
+        self.window, self.x_zero, self.bias = window, x_zero, bias
         self.activation_bits, self.wishes = activation_bits, wishes
-        self._largest_code = weight.largest_code
+        self._shape, self._largest_code = weight.shape, weight.largest_code
         self._folded_bias = zero_point_bias(weight, bias, x_zero)
         self._prepared: dict[Kernel, Prepared] = {}
         self._calls: dict[tuple[tuple[int, ...], int], _Call] = {}
@@ -154,14 +161,19 @@ class Layer:
         self.kernel(MANY_ROWS)  # an impossible wish is told now
 
     @property
+    def weight(self) -> Weight:
+        """The weight, read again where it is not kept."""
+        return self._read_weight()
+
+    @property
     def outputs(self) -> int:
         """Output channels, M."""
-        return self.weight.shape[0]
+        return self._shape[0]
 
     @property
     def inputs(self) -> int:
         """Input channels: K of a matrix product, C of a convolution."""
-        return self.weight.shape[-1] * (1 if self.window is None else self.window.groups)
+        return self._shape[-1] * (1 if self.window is None else self.window.groups)
 
     def kernel(self, rows: int = MANY_ROWS) -> Kernel:
         """Return the kernel that runs a call with so many rows of activations, or output pixels.
@@ -174,7 +186,7 @@ class Layer:
         problem = Problem(
             largest_code=self._largest_code,
             rows=min(rows, MANY_ROWS),
-            depthwise=self.window is not None and self.window.groups > 1 and self.weight.shape[-1] == 1,
+            depthwise=self.window is not None and self.window.groups > 1 and self._shape[-1] == 1,
         )
         return select_kernel(problem, available(), self.wishes.kernel, self.wishes.tier)
 
@@ -191,6 +203,11 @@ class Layer:
             if kernel not in self._prepared:
                 self._prepared[kernel] = self._prepare(kernel)
             return self._prepared[kernel]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory that the weights take in the forms in which they have been needed so far."""
+        return sum(prepared.resident_bytes for prepared in self._prepared.values())
 
     def __call__(
         self,
@@ -224,28 +241,97 @@ class Layer:
             If an array does not fit.
         """
         epilogue = _SUMS if epilogue is None else epilogue
-        call = self._calls.get((x.shape, threads))
-        if call is None:
-            call = self._plan(x, threads)
-        if x.dtype != np.uint8:
-            check_activations(x, 2 if self.window is None else 4, self.inputs)
+        call = self._call(x, threads)
         if not (x.flags.c_contiguous and x.flags.writeable):  # read-only arrays have a type of their own
             x = np.require(x, requirements=["C", "W"])
         if residual is not None or epilogue.needs_residual:
             residual = _checked(residual, epilogue, call.shape)
-        if x.size == 0:
-            return np.empty(call.shape, epilogue.dtype)
+        out = aligned(call.shape, epilogue.dtype)
+        if out.size:
+            self._bind(call, x, out, epilogue, residual, held.borrow(*call.scratch))()
+        return out
+
+    def result_shape(self, x: NDArray[np.uint8], threads: int = 1) -> tuple[int, ...]:
+        """Return the shape of the result for activations of this shape.
+
+        Raises
+        ------
+        KernelError
+            If the shape does not fit.
+        """
+        return self._call(x, threads).shape
+
+    def scratch_bytes(self, x: NDArray[np.uint8], threads: int = 1) -> int:
+        """Return the bytes of memory that :meth:`bind` needs for activations of this shape."""
+        count, size = self._call(x, threads).scratch
+        return count * size
+
+    def bind(
+        self,
+        x: NDArray[np.uint8],
+        out: NDArray[Any],
+        scratch: NDArray[np.uint8],
+        *,
+        epilogue: Epilogue,
+        residual: NDArray[Any] | None = None,
+        threads: int = 1,
+    ) -> Callable[[], None]:
+        """Return the call for these arrays, to be made any number of times, whatever they then hold.
+
+        Parameters
+        ----------
+        x, residual, epilogue, threads : as for a call
+            The arrays writeable and in C order.
+        out : ndarray, of :meth:`result_shape` and the epilogue's dtype
+            Written by each call, C order.
+        scratch : ndarray of uint8, of :meth:`scratch_bytes`
+            Overwritten by each call; begins at a multiple of 64 bytes.
+
+        Raises
+        ------
+        KernelError
+            If an array does not fit.
+        """
+        call = self._call(x, threads)
+        if residual is not None or epilogue.needs_residual:
+            residual = _checked(residual, epilogue, call.shape)
+        if out.shape != call.shape or out.dtype != epilogue.dtype:
+            raise KernelError(
+                f"out: found {out.dtype}{list(out.shape)}, wanted {np.dtype(epilogue.dtype)}{list(call.shape)}"
+            )
+        count, size = call.scratch
+        return self._bind(call, x, out, epilogue, residual, scratch[: count * size].reshape(count, size))
+
+    def _bind(
+        self,
+        call: _Call,
+        x: NDArray[np.uint8],
+        out: NDArray[Any],
+        epilogue: Epilogue,
+        residual: NDArray[Any] | None,
+        scratch: NDArray[np.uint8],
+    ) -> Callable[[], None]:
         if call.job is not None:
-            out = aligned(call.shape, epilogue.dtype)
-            drive(call.job, call.weights, x, self._folded_bias, epilogue, out, residual)
-            return out
-        kernel = call.prepared.kernel
-        module = import_module(f"fgq.kernels.{kernel.module}")
-        if residual is not None:
-            residual = residual.reshape(call.image[0], *call.size, self.outputs)
-        image = x.reshape(call.image)
-        result: NDArray[Any] = module.run(call.prepared.content, image, epilogue, residual, threads)
-        return result.reshape(call.shape)
+            return bind(call.job, call.weights, x, self._folded_bias, epilogue, out, residual, scratch)
+        image = (call.image[0], *call.size, self.outputs)
+        module = import_module(f"fgq.kernels.{call.prepared.kernel.module}")
+        bound: Callable[[], None] = module.bind(
+            call.prepared.content,
+            x.reshape(call.image),
+            epilogue,
+            None if residual is None else residual.reshape(image),
+            out.reshape(image),
+            scratch,
+        )
+        return bound
+
+    def _call(self, x: NDArray[np.uint8], threads: int) -> _Call:
+        call = self._calls.get((x.shape, threads))
+        if call is None:
+            return self._plan(x, threads)
+        if x.dtype != np.uint8:
+            check_activations(x, 2 if self.window is None else 4, self.inputs)
+        return call
 
     def _plan(self, x: NDArray[np.uint8], threads: int) -> _Call:
         """Find out, once for each shape of input, what a call does."""
@@ -256,7 +342,7 @@ class Layer:
             taps, window = (1, 1), _PLAIN
             image: tuple[int, ...] = (1, max(len(x), 1), 1, self.inputs)
         else:
-            taps, window, image = (self.weight.shape[1], self.weight.shape[2]), self.window, x.shape
+            taps, window, image = (self._shape[1], self._shape[2]), self.window, x.shape
         geometry = Geometry.of(image, taps, window, self.x_zero)
         shape = (len(x), self.outputs) if self.window is None else (len(x), *geometry.size, self.outputs)
         prepared = self.prepare(geometry.rows)
@@ -264,20 +350,24 @@ class Layer:
         if isinstance(prepared.content, Engine):
             weights = prepared.content.weights
             job = plan_job(prepared.content, geometry, self.outputs // window.groups, threads)
-        call = _Call(prepared, job, weights, image, geometry.size, shape)
+            scratch = job.threads, job.scratch_bytes
+        else:
+            module = import_module(f"fgq.kernels.{prepared.kernel.module}")
+            scratch = module.scratch_shape(prepared.content, image, threads)
+        call = _Call(prepared, job, weights, image, geometry.size, shape, scratch)
         if len(self._calls) >= _REMEMBERED:
             self._calls.clear()
         self._calls[x.shape, threads] = call
         return call
 
     def _prepare(self, kernel: Kernel) -> Prepared:
-        module = import_module(f"fgq.kernels.{kernel.module}")
+        module, weight = import_module(f"fgq.kernels.{kernel.module}"), self._read_weight()
+        groups, size = 1 if self.window is None else self.window.groups, weight.planes[0].codes.size
         if kernel.whole_layer:
-            content = module.prepare(self.weight, self.bias, self.x_zero, self.window, kernel.isa)
-            return Prepared(kernel, Memory.FAST, content, self.weight.planes[0].codes.size)
-        weight = self.weight.ternary() if kernel.multiplication_free else self.weight
-        matrices = weight.matrices(1 if self.window is None else self.window.groups)
-        memory = self._memory(kernel, matrices[0])
+            content = module.prepare(weight, self.bias, self.x_zero, self.window, kernel.isa)
+            return Prepared(kernel, Memory.FAST, content, size)
+        memory = self._memory(kernel, weight)
+        matrices = (weight.ternary() if kernel.multiplication_free else weight).matrices(groups)
         options: dict[str, Any] = {}
         if kernel.compact:
             options["compact"] = memory is Memory.COMPACT
@@ -287,7 +377,7 @@ class Layer:
         engine = replace(engine, weights=tuple(map(in_large_pages, engine.weights)))
         return Prepared(kernel, memory, engine, sum(array.nbytes for array in engine.weights))
 
-    def _memory(self, kernel: Kernel, matrix: Weight) -> Memory:
+    def _memory(self, kernel: Kernel, weight: Weight) -> Memory:
         """Return how a kernel holds the weights.
 
         Raises
@@ -297,22 +387,35 @@ class Layer:
         """
         if kernel.multiplication_free:
             return Memory.COMPACT
-        possible = kernel.compact and self._largest_code <= 7 and not (matrix.starts % 4).any()
-        # a plane is decoded to int8 before others are added to it
-        possible = possible and all(
-            int(plane.alpha.max()) * int(np.abs(plane.codes).max()) <= 127 for plane in self.weight.planes
-        )
+        possible = kernel.compact and packable(weight)
         if self.wishes.memory is Memory.COMPACT and not possible:
             raise KernelError(
                 f"memory: found codes up to {self._largest_code} in groups that begin at "
-                f"{', '.join(map(str, matrix.starts[:4]))}, ..; wanted codes up to 7 and multiples of 4 for "
+                f"{', '.join(map(str, _starts(weight)[:4]))}, ..; wanted codes up to 7 and multiples of 4 for "
                 f"{Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
             )
         if self.wishes.memory is Memory.AUTO:
             # a GEMV waits for its weights, and so does whatever has more than stay in the near caches
-            waits = kernel.most_rows is not None or self.weight.planes[0].codes.size > _NEAR_BYTES
+            waits = kernel.most_rows is not None or weight.planes[0].codes.size > _NEAR_BYTES
             return Memory.COMPACT if possible and waits else Memory.FAST
         return self.wishes.memory
+
+
+def packable(weight: Weight) -> bool:
+    """Tell whether dot-product kernels can decode a weight as they go."""
+    if weight.largest_code > 7 or (_starts(weight) % 4).any():
+        return False
+    # a plane is decoded to int8 before others are added to it
+    return all(
+        int(plane.alpha.max()) * int(np.abs(plane.codes).max()) <= 127 for plane in weight.planes
+    )
+
+
+def _starts(weight: Weight) -> NDArray[Any]:
+    """Return where the groups of weights begin within a reduction, the same for all outputs."""
+    first = tuple(Plane(plane.codes[:1], plane.alpha[:1]) for plane in weight.planes)
+    starts: NDArray[Any] = Weight(first, weight.group).matrices(1)[0].starts
+    return starts
 
 
 def _checked(

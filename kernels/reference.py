@@ -9,7 +9,7 @@ Longer reductions are exact up to K = 2**53 / (255 * 127), about 2.8e11.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +64,25 @@ def prepare(
     return Reference(by_group.transpose(0, 2, 1).astype(np.float64), bias, x_zero, taps, window)
 
 
-def run(
+def scratch_shape(prepared: Reference, shape: tuple[int, ...], threads: int) -> tuple[int, int]:
+    """Return threads and bytes of the scratch that an input of this shape needs: one, and none."""
+    return 1, 0
+
+
+def bind(
     prepared: Reference,
     x: NDArray[np.uint8],
     epilogue: Epilogue,
-    residual: NDArray[Any] | None = None,
-    threads: int = 1,
-) -> NDArray[Any]:
-    """Run a layer on activations uint8 NHWC [B, H, W, C], in the calling thread."""
-    return apply(sums(prepared, x), epilogue, residual)
+    residual: NDArray[Any] | None,
+    out: NDArray[Any],
+    scratch: NDArray[np.uint8],
+) -> Callable[[], None]:
+    """Return a function that runs a layer on activations uint8 NHWC [B, H, W, C], in the calling thread."""
+
+    def run() -> None:
+        out[...] = apply(sums(prepared, x), epilogue, residual)
+
+    return run
 
 
 def sums(prepared: Reference, x: NDArray[np.uint8]) -> NDArray[np.int32]:

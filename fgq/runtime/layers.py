@@ -9,29 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import ACTIVATION_BOUNDS, constant, read_weight
+from fgq.container import constant, read_weight
 from fgq.qtensor import QuantizedTensor
+from fgq.runtime.quantizers import Requantization, read_quantized, read_result
 from fgq.scheme import Quantizer
 
 Kind = Literal["conv", "gemm", "matmul", "matmul_left"]
 """What a layer computes; ``matmul_left`` has its weight on the left."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Requantization:
-    """How accumulators become the next layer's activations.
-
-    Parameters
-    ----------
-    quantizer : Quantizer
-        Scale and zero point of the result.
-    lowest, highest : int
-        The integers that ReLU, Clip and the width of the result leave, within 0..255.
-    """
-
-    quantizer: Quantizer
-    lowest: int
-    highest: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +27,8 @@ class IntegerLayer:
     node : onnx_ir.Node
         The operator.
     kind : Kind
-    weight : QuantizedTensor
+    row_scale : ndarray of float32, shape (M,) or ()
+        Real value of one step of each output channel's weights.
     source : onnx_ir.Value
         The uint8 activations that the layer reads.
     activation : Quantizer
@@ -59,7 +44,7 @@ class IntegerLayer:
 
     node: ir.Node
     kind: Kind
-    weight: QuantizedTensor
+    row_scale: NDArray[np.float32]
     source: ir.Value
     activation: Quantizer
     activation_bits: int
@@ -71,6 +56,12 @@ class IntegerLayer:
     def name(self) -> str:
         """The operator's name."""
         return str(self.node.name)
+
+    def read_weight(self) -> QuantizedTensor:
+        """Return the weight: unpacked anew each time, so that nobody else holds it."""
+        found = read_layer_weight(self.node)
+        assert found is not None
+        return found[2]
 
 
 def find_integer_layers(graph: ir.Graph) -> list[IntegerLayer]:
@@ -140,12 +131,8 @@ def activation_bits(value: ir.Value | None) -> int | None:
     value : onnx_ir.Value or None
         The operator's input.
     """
-    activation = _read_activation(value)
-    if activation is None:
-        return None
-    clip = activation[0].producer()
-    limits = _clip_limits(clip) if clip is not None and clip.op_type == "Clip" else None
-    return 4 if limits is not None and limits[1] <= ACTIVATION_BOUNDS[4][1] else 8
+    found = read_quantized(value)
+    return None if found is None else found.bits
 
 
 def _recognise(node: ir.Node) -> IntegerLayer | None:
@@ -153,23 +140,22 @@ def _recognise(node: ir.Node) -> IntegerLayer | None:
     if found is None:
         return None
     kind, index, weight = found
-    activation = _read_activation(node.inputs[1 - index])
+    activation = read_quantized(node.inputs[1 - index])
     if activation is None:
         return None
-    source, quantizer = activation
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = _read_bias(node.inputs[2], quantizer, weight)
+        bias = _read_bias(node.inputs[2], activation.quantizer, weight)
         if bias is None:
             return None
-    result, requantization = _read_result(node.outputs[0])
+    result, requantization = read_result(node.outputs[0])
     return IntegerLayer(
         node=node,
         kind=kind,
-        weight=weight,
-        source=source,
-        activation=quantizer,
-        activation_bits=activation_bits(node.inputs[1 - index]) or 8,
+        row_scale=weight.row_scale,
+        source=activation.source,
+        activation=activation.quantizer,
+        activation_bits=activation.bits,
         bias=bias,
         result=result,
         requantization=requantization,
@@ -191,29 +177,6 @@ def _weight_rank(value: ir.Value | None) -> int | None:
     return None if shape is None else len(shape)
 
 
-def _read_activation(value: ir.Value | None) -> tuple[ir.Value, Quantizer] | None:
-    """Return the uint8 tensor behind a DequantizeLinear, with its quantizer."""
-    node = None if value is None else value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
-        return None
-    quantizer = _read_quantizer(node)
-    source = node.inputs[0]
-    if quantizer is None or source is None or constant(source) is not None:
-        return None
-    return source, quantizer
-
-
-def _read_quantizer(node: ir.Node) -> Quantizer | None:
-    """Return the quantizer of a QuantizeLinear or DequantizeLinear of uint8 with one scale."""
-    scale = constant(node.inputs[1])
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scale is None or zero is None or scale.size != 1 or zero.dtype != np.uint8:
-        return None
-    if scale.dtype != np.float32:
-        return None
-    return Quantizer(scale=float(scale.item()), zero_point=int(zero.item()))
-
-
 def _read_bias(value: ir.Value, activation: Quantizer, weight: QuantizedTensor) -> NDArray[np.int32] | None:
     """Return a bias held in units of the accumulator, None where it is of another kind."""
     node = value.producer()
@@ -223,63 +186,5 @@ def _read_bias(value: ir.Value, activation: Quantizer, weight: QuantizedTensor) 
     wanted = np.float32(activation.scale) * weight.row_scale
     if integers is None or integers.dtype != np.int32 or scale is None:
         return None
-    return integers if np.array_equal(scale, wanted) else None
-
-
-def _read_result(value: ir.Value) -> tuple[ir.Value, Requantization | None]:
-    """Follow ReLU, Clip and QuantizeLinear after a layer as far as nothing else reads between them."""
-    bounds: list[tuple[float, float]] = []
-    current = value
-    while (reader := _sole_reader(current)) is not None:
-        if reader.op_type == "Relu":
-            bounds.append((0.0, np.inf))
-        elif reader.op_type == "Clip" and (limits := _clip_limits(reader)) is not None:
-            bounds.append(limits)
-        elif reader.op_type == "QuantizeLinear" and (quantizer := _read_quantizer(reader)) is not None:
-            return _absorb_clip(reader.outputs[0], quantizer, bounds)
-        else:
-            break
-        current = reader.outputs[0]
-    return value, None
-
-
-def _absorb_clip(
-    value: ir.Value, quantizer: Quantizer, bounds: list[tuple[float, float]]
-) -> tuple[ir.Value, Requantization]:
-    lowest, highest = 0, quantizer.highest
-    for bound in bounds:
-        low, high = (_quantize(end, quantizer) for end in bound)
-        lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
-    reader = _sole_reader(value)
-    if reader is not None and reader.op_type == "Clip" and (limits := _clip_limits(reader)) is not None:
-        low, high = (int(min(max(end, 0), 255)) for end in limits)
-        lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
-        value = reader.outputs[0]
-    return value, Requantization(quantizer=quantizer, lowest=lowest, highest=highest)
-
-
-def _quantize(bound: float, quantizer: Quantizer) -> int:
-    """Quantize a bound as QuantizeLinear does: divide in float32, round half to even, saturate."""
-    if np.isinf(bound):
-        return 0 if bound < 0 else quantizer.highest
-    rounded = np.rint(np.float32(bound) / np.float32(quantizer.scale)) + quantizer.zero_point
-    return int(np.clip(rounded, 0, quantizer.highest))
-
-
-def _clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    limits = []
-    for index, missing in ((1, -np.inf), (2, np.inf)):
-        value = node.inputs[index] if len(node.inputs) > index else None
-        array = constant(value)
-        if value is not None and array is None:
-            return None
-        limits.append(missing if array is None else float(array.item()))
-    return limits[0], limits[1]
-
-
-def _sole_reader(value: ir.Value) -> ir.Node | None:
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node = uses[0].node
-    return node if node.domain == "" and uses[0].idx == 0 and node.graph is value.producer().graph else None  # type: ignore[union-attr]
+    # onnxruntime reads the integers alone; writers round the product of the two scales in different ways
+    return integers if np.allclose(scale, wanted, rtol=1e-5, atol=0) else None

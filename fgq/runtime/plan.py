@@ -1,25 +1,36 @@
-"""Cut a converted model into steps: integer layers for the kernels, everything else for onnxruntime.
+"""Cut a converted model into steps: what runs on integers, and everything else for onnxruntime.
 
-Every node has a stage. A node that reads an integer layer's result comes one stage after it, and a layer
-has the stage of what it reads. So the nodes of one stage never wait for a layer of that stage: they form
-one onnxruntime graph, run first, and the stage's layers follow in graph order.
+The values that the outputs need are followed back to the inputs. Where a step makes a value, the nodes that
+it absorbs are never looked at; any other node goes to onnxruntime.
+
+Every node has a stage. A node that reads a step's result comes one stage after it, and a step has the stage
+of what it reads. So the nodes of one stage never wait for a step of that stage: they form one onnxruntime
+graph, run first, and the stage's steps follow in the order in which they depend on each other.
 
 A DequantizeLinear stands in every stage that reads it, so that integers and not floats pass between the
-stages, and onnxruntime finds the same integer operators (an addition of two quantized tensors, say) in the
-parts as in the whole model.
+stages, and onnxruntime finds the same integer operators in the parts as in the whole model. So does what is
+computed from constants alone, for onnxruntime to fold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from fgq.container import FUNCTION_NAME
 from fgq.errors import ModelError
-from fgq.runtime.layers import IntegerLayer, find_integer_layers
+from fgq.runtime.quantizers import is_operator
+from fgq.runtime.step import Step
+
+Makers = Mapping[ir.Value, Step]
+"""The steps by the values that they make."""
+
+_CONSTANT = frozenset({"Constant", FUNCTION_NAME, "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose"})
+"""Operators that onnxruntime computes once, when it loads a model, where they read constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,54 +41,85 @@ class Segment:
     ----------
     model : onnx_ir.Model
         A model of the segment's nodes alone.
-    inputs, outputs : tuple of str
-        The values that the segment reads from before and hands on.
+    nodes : tuple of onnx_ir.Node
+        The nodes in the whole model.
+    inputs, outputs : tuple of onnx_ir.Value
+        The values, in the whole model, that the segment reads from before and hands on.
     """
 
     model: ir.Model
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
 
 
-Step = Segment | IntegerLayer
-
-
-def plan(model: ir.Model) -> list[Step]:
+def plan(model: ir.Model, makers: Makers) -> list[Segment | Step]:
     """Return the steps that compute a model's outputs, in the order in which they run.
 
     Parameters
     ----------
     model : onnx_ir.Model
+    makers : mapping of onnx_ir.Value to Step
+        What can be run on integers.
 
     Raises
     ------
     ModelError
-        If a packed weight is damaged, or the type of a value between two steps is unknown.
+        If the type of a value between two steps is unknown.
     """
-    layers = {layer.result: layer for layer in find_integer_layers(model.graph)}
-    if not layers:
+    units = needed(model.graph, makers)
+    steps = [unit for unit in units if isinstance(unit, Step)]
+    if not steps:
         return [_whole(model)]
-    nodes, used = _needed(model.graph, layers)
-    node_stage, layer_stage = _stages(model.graph, layers, nodes, used)
-    stages = range(max([*node_stage.values(), *layer_stage.values()]) + 1)
-    members = [_members(model.graph, node_stage, stage) for stage in stages]
-    inputs = [_inputs(part, layers) for part in members]
-    wanted = {*chain(*inputs), *model.graph.outputs, *(layer.source for layer in used)}
-    steps: list[Step] = []
+    node_stage, step_stage = _stages(units, makers)
+    stages = range(max([*node_stage.values(), *step_stage.values()]) + 1)
+    repeated = _repeated(units)
+    handed_on = {*model.graph.outputs, *chain(*(step.sources for step in steps))}
+    members = [_members(model.graph, node_stage, stage, repeated, handed_on) for stage in stages]
+    inputs = [_inputs(part, makers) for part in members]
+    wanted = {*chain(*inputs), *handed_on}
+    result: list[Segment | Step] = []
     for stage in stages:
         if members[stage]:
-            own = (node for node in members[stage] if node_stage[node] == stage)
+            own = (node for node in members[stage] if node_stage.get(node) == stage)
             outputs = [value for node in own for value in node.outputs if value in wanted]
-            steps.append(_segment(model, members[stage], inputs[stage], outputs))
-        steps.extend(layer for layer in used if layer_stage[layer] == stage)
-    return steps
+            result.append(_segment(model, members[stage], inputs[stage], outputs))
+        result.extend(step for step in steps if step_stage[step] == stage)
+    return result
+
+
+def needed(graph: ir.Graph, makers: Makers) -> list[ir.Node | Step]:
+    """Return the nodes and steps that the outputs need, each behind what it reads.
+
+    Parameters
+    ----------
+    graph : onnx_ir.Graph
+    makers : mapping of onnx_ir.Value to Step
+    """
+    order: list[ir.Node | Step] = []
+    seen: set[ir.Node | Step] = set()
+    waiting: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(graph.outputs)]
+    while waiting:
+        value, done = waiting.pop()
+        unit = makers.get(value) or value.producer()
+        if unit is None:
+            continue
+        if done:
+            order.append(unit)
+        elif unit not in seen:
+            seen.add(unit)
+            waiting.append((value, True))
+            reads = unit.sources if isinstance(unit, Step) else tuple(_reads(unit))
+            waiting.extend((read, False) for read in reversed(reads))
+    return order
 
 
 def _whole(model: ir.Model) -> Segment:
     return Segment(
         model=model,
-        inputs=tuple(str(value.name) for value in model.graph.inputs),
-        outputs=tuple(str(value.name) for value in model.graph.outputs),
+        nodes=tuple(model.graph),
+        inputs=tuple(model.graph.inputs),
+        outputs=tuple(model.graph.outputs),
     )
 
 
@@ -102,80 +144,71 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
                     yield value
 
 
-def _needed(graph: ir.Graph, layers: dict[ir.Value, IntegerLayer]) -> tuple[set[ir.Node], list[IntegerLayer]]:
-    """Return the nodes for onnxruntime and the layers without which the outputs cannot be computed."""
-    waiting = list(graph.outputs)
-    seen: set[ir.Value] = set()
-    nodes: set[ir.Node] = set()
-    used: set[IntegerLayer] = set()
-    while waiting:
-        value = waiting.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        layer, producer = layers.get(value), value.producer()
-        if layer is not None:
-            used.add(layer)
-            waiting.append(layer.source)
-        elif producer is not None and producer not in nodes:
-            nodes.add(producer)
-            waiting.extend(_reads(producer))
-    return nodes, [layer for layer in layers.values() if layer in used]
-
-
 def _stages(
-    graph: ir.Graph,
-    layers: dict[ir.Value, IntegerLayer],
-    nodes: set[ir.Node],
-    used: Sequence[IntegerLayer],
-) -> tuple[dict[ir.Node, int], dict[IntegerLayer, int]]:
+    units: Iterable[ir.Node | Step], makers: Makers
+) -> tuple[dict[ir.Node, int], dict[Step, int]]:
     node_stage: dict[ir.Node, int] = {}
-    layer_stage: dict[IntegerLayer, int] = {}
-    by_node = {layer.node: layer for layer in used}
+    step_stage: dict[Step, int] = {}
 
-    def after(value: ir.Value, step: int) -> int:
-        layer, producer = layers.get(value), value.producer()
-        if layer is not None:
-            return layer_stage[layer] + step
+    def after(value: ir.Value, gap: int) -> int:
+        step, producer = makers.get(value), value.producer()
+        if step is not None:
+            return step_stage[step] + gap
         return 0 if producer is None else node_stage[producer]
 
-    for node in graph:
-        if node in nodes:
-            node_stage[node] = max((after(value, 1) for value in _reads(node)), default=0)
-        elif node in by_node:
-            layer_stage[by_node[node]] = after(by_node[node].source, 0)
-    return node_stage, layer_stage
+    for unit in units:
+        if isinstance(unit, Step):
+            step_stage[unit] = max((after(value, 0) for value in unit.sources), default=0)
+        else:
+            node_stage[unit] = max((after(value, 1) for value in _reads(unit)), default=0)
+    return node_stage, step_stage
 
 
-def _is_dequantize(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == "DequantizeLinear" and node.domain == ""
+def _repeated(units: Iterable[ir.Node | Step]) -> set[ir.Node]:
+    """Return the nodes that stand in every stage that reads them: dequantization, and work on constants."""
+    found: set[ir.Node] = set()
+    for node in units:
+        if isinstance(node, Step):
+            continue
+        producers = [value.producer() for value in _reads(node) if not value.is_initializer()]
+        constant = not any(value.is_graph_input() for value in _reads(node))
+        constant = constant and all(producer in found and producer.op_type in _CONSTANT for producer in producers if producer is not None)
+        if is_operator(node, "DequantizeLinear") or (constant and node.op_type in _CONSTANT):
+            found.add(node)
+    return found
 
 
-def _members(graph: ir.Graph, node_stage: Mapping[ir.Node, int], stage: int) -> list[ir.Node]:
-    """Return the nodes of a stage, with each DequantizeLinear that they read, in graph order."""
+def _members(
+    graph: ir.Graph,
+    node_stage: Mapping[ir.Node, int],
+    stage: int,
+    repeated: set[ir.Node],
+    handed_on: set[ir.Value],
+) -> list[ir.Node]:
+    """Return the nodes of a stage, with each repeated one that they read, in graph order."""
     waiting = [
         node
         for node, found in node_stage.items()
         if found == stage
-        and (not _is_dequantize(node) or any(value.is_graph_output() for value in node.outputs))
+        and (node not in repeated or any(value in handed_on for value in node.outputs))
     ]
     members: set[ir.Node] = set()
     while waiting:
         node = waiting.pop()
         members.add(node)
         producers = (value.producer() for value in _reads(node))
-        waiting.extend(producer for producer in producers if producer and _is_dequantize(producer))
+        waiting.extend(producer for producer in producers if producer in repeated and producer not in members)
     return [node for node in graph if node in members]
 
 
-def _inputs(members: Sequence[ir.Node], layers: Mapping[ir.Value, IntegerLayer]) -> list[ir.Value]:
-    """Return the values that a stage takes from the model's inputs, from other stages and from layers."""
+def _inputs(members: Sequence[ir.Node], makers: Makers) -> list[ir.Value]:
+    """Return the values that a stage takes from the model's inputs, from other stages and from steps."""
     inside = set(members)
     read = dict.fromkeys(value for node in members for value in _reads(node))
     return [
         value
         for value in read
-        if not value.is_initializer() and (value in layers or value.producer() not in inside)
+        if not value.is_initializer() and (value in makers or value.producer() not in inside)
     ]
 
 
@@ -203,6 +236,7 @@ def _segment(
     common.RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
     return Segment(
         model=part,
-        inputs=tuple(str(value.name) for value in inputs),
-        outputs=tuple(str(value.name) for value in outputs),
+        nodes=tuple(members),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
     )

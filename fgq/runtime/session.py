@@ -5,25 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
 from fgq import onnx_file
 from fgq.errors import ConfigError, DataError, ModelError
-from fgq.kernels.dispatch import Wish
+from fgq.kernels.dispatch import Memory, Wish
 from fgq.kernels.threads import default_threads
-from fgq.runtime.execute import LayerStep
-from fgq.runtime.plan import Segment, plan
+from fgq.runtime.compiler import Options, find_steps
+from fgq.runtime.network import build
+from fgq.runtime.plan import plan
+from fgq.runtime.program import Programs
+from fgq.runtime.segments import SegmentStep
+from fgq.runtime.step import Step
 from fgq.shapes import InferShapes
 
 Feeds = Mapping[str, NDArray[Any]]
+
+T = TypeVar("T", Wish, Memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,34 +65,6 @@ class StepInfo:
     kernel: str
 
 
-class _OnnxruntimeStep:
-    def __init__(self, segment: Segment, threads: int | None) -> None:
-        self.inputs, self.outputs = segment.inputs, segment.outputs
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        with onnx_file.on_disk(segment.model) as path:
-            try:
-                self._session = onnxruntime.InferenceSession(
-                    path, options, providers=["CPUExecutionProvider"]
-                )
-            except Exception as error:  # onnxruntime's exceptions share no other base
-                raise ModelError(
-                    f"model: found a part that onnxruntime refuses ({onnx_file.first_line(error)})"
-                ) from None
-
-    def run(self, values: dict[str, NDArray[Any]]) -> None:
-        feeds = {name: values[name] for name in self.inputs}
-        try:
-            results = self._session.run(list(self.outputs), feeds)
-        except Exception as error:
-            raise DataError(
-                f"inputs: found values that the model cannot run on ({onnx_file.first_line(error)})"
-            ) from None
-        values.update(zip(self.outputs, results, strict=True))
-
-
 class Session:
     """A converted model, its quantized layers run by fgq's kernels and all else by onnxruntime.
 
@@ -101,6 +78,9 @@ class Session:
     kernels : str or Wish
         ``auto``, ``multiplication-free`` (ternary layers by additions; 8-bit layers as in ``auto``, see
         `steps`), ``dot`` or ``reference``.
+    memory : str or Memory
+        ``fast`` unpacks the weights of dot-product kernels when they are first needed, ``compact`` keeps them
+        packed and decodes them as it goes, ``auto`` takes what is faster for each layer.
     threads : int, optional
         Threads of the kernels and of each onnxruntime part. If not given, kernels use all processors
         (``FGQ_NUM_THREADS``), onnxruntime's parts one where the model has integer layers, as the parts
@@ -124,12 +104,10 @@ class Session:
         path_or_bytes: str | os.PathLike[str] | bytes,
         *,
         kernels: str | Wish = Wish.AUTO,
+        memory: str | Memory = Memory.AUTO,
         threads: int | None = None,
     ) -> None:
-        try:
-            wish = Wish(kernels)
-        except ValueError:
-            raise ConfigError(f"kernels: found {kernels!r}, wanted one of {', '.join(Wish)}") from None
+        wish, held = _named(Wish, "kernels", kernels), _named(Memory, "memory", memory)
         model = _load(path_or_bytes)
         self._inputs = [_describe(value) for value in model.graph.inputs]
         self._outputs = [_describe(value) for value in model.graph.outputs]
@@ -138,16 +116,14 @@ class Session:
             for value in model.graph.outputs
             if value.const_value is not None
         }
-        steps = plan(model)
-        kernel_threads = default_threads() if threads is None else threads
-        if threads is None and len(steps) > 1:
+        planned = plan(model, find_steps(model.graph, Options(wish, held)))
+        self._threads = default_threads() if threads is None else threads
+        if threads is None and any(isinstance(step, Step) for step in planned):
             threads = 1
-        self._steps: list[_OnnxruntimeStep | LayerStep] = [
-            _OnnxruntimeStep(step, threads)
-            if isinstance(step, Segment)
-            else LayerStep(step, wish, kernel_threads)
-            for step in steps
-        ]
+        steps = [step if isinstance(step, Step) else SegmentStep(step, threads) for step in planned]
+        computed = [value for value in model.graph.outputs if str(value.name) not in self._constants]
+        self._network = build(steps, model.graph.inputs, computed)
+        self._programs = Programs(self._network, self._threads)
 
     def get_inputs(self) -> list[NodeArg]:
         """Return the model's inputs."""
@@ -160,13 +136,13 @@ class Session:
     def steps(self) -> list[StepInfo]:
         """Return the steps of the session in the order in which they run."""
         return [
-            StepInfo(name=step.layer.name, kernel=step.kernel)
-            if isinstance(step, LayerStep)
-            else StepInfo(name=", ".join(step.outputs), kernel="onnxruntime")
-            for step in self._steps
+            StepInfo(name=instruction.step.name, kernel=instruction.step.kernel)
+            for instruction in self._network.instructions
         ]
 
-    def run(self, output_names: Sequence[str] | None, input_feed: Feeds) -> list[NDArray[Any]]:
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None
+    ) -> list[NDArray[Any]]:
         """Compute outputs.
 
         Parameters
@@ -175,6 +151,8 @@ class Session:
             Which outputs, in which order; None for all.
         input_feed : mapping of str to ndarray
             An array for each input.
+        run_options : object, optional
+            Not used: it stands where onnxruntime has it.
 
         Returns
         -------
@@ -190,13 +168,9 @@ class Session:
         for name in wanted:
             if name not in known:
                 raise DataError(f"output {name!r}: not of this model, wanted one of {', '.join(known)}")
-        values = {**self._constants, **self._checked(input_feed)}
-        for step in self._steps:
-            if isinstance(step, LayerStep):
-                values[str(step.layer.result.name)] = step(values[str(step.layer.source.name)])
-            else:
-                step.run(values)
-        return [values[name] for name in wanted]
+        computed = [name for name in wanted if name not in self._constants]
+        values = self._programs.run(self._checked(input_feed), computed)
+        return [values[name] if name in values else self._constants[name].copy() for name in wanted]
 
     def _checked(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
         names = {value.name for value in self._inputs}
@@ -207,6 +181,13 @@ class Session:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Session cannot be pickled: make one in each process, from the model's path")
+
+
+def _named(kind: type[T], what: str, given: str | T) -> T:
+    try:
+        return kind(given)
+    except ValueError:
+        raise ConfigError(f"{what}: found {given!r}, wanted one of {', '.join(kind)}") from None
 
 
 def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:

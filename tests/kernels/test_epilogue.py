@@ -157,9 +157,9 @@ def qlinear_add(add):
         "bs": np.float32(add.residual_scale), "bz": np.uint8(add.residual_zero_point),
         "ys": np.float32(add.sum_scale), "yz": np.uint8(add.sum_zero_point),
     }  # fmt: skip
-    node = helper.make_node(
-        "QLinearAdd", ["a", "as", "az", "b", "bs", "bz", "ys", "yz"], ["y"], domain="com.microsoft"
-    )
+    own, other = ["a", "as", "az"], ["b", "bs", "bz"]
+    operands = [*own, *other] if add.own_first else [*other, *own]
+    node = helper.make_node("QLinearAdd", [*operands, "ys", "yz"], ["y"], domain="com.microsoft")
     return run([node], constants, dict(zip("ab", PAIRS, strict=True)), TensorProto.UINT8)
 
 
@@ -175,7 +175,7 @@ def random_add(rng, **options):
     )
 
 
-ADDS = [random_add(np.random.default_rng(seed)) for seed in range(12)]
+ADDS = [random_add(np.random.default_rng(seed), own_first=seed % 2 == 0) for seed in range(24)]
 # ties: halves and quarters of steps
 ADDS += [
     QuantizedAdd(

@@ -1,0 +1,91 @@
+"""Sums and products of two quantized tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.runtime.orders import Order
+from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.step import Array, Call, Step
+
+
+class BinaryStep(Step):
+    """An Add or Mul of two quantized tensors of one shape.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    operands : pair of Quantized
+    result : onnx_ir.Value
+        The integers of the sum or product.
+    made : Requantization
+    """
+
+    dtype = np.uint8
+
+    def __init__(
+        self,
+        node: ir.Node,
+        operands: tuple[Quantized, Quantized],
+        result: ir.Value,
+        made: Requantization,
+    ) -> None:
+        self._node, self.operands, self.result, self.made = node, operands, result, made
+        self.sources = operands[0].source, operands[1].source
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return str(self._node.name)
+
+    @property
+    def op_type(self) -> str:
+        """Add or Mul."""
+        return self._node.op_type
+
+    @property
+    def kernel(self) -> str:
+        """Which operation it is."""
+        return {"Add": "quantized_add", "Mul": "quantized_multiply"}[self.op_type]
+
+    @property
+    def same_shape(self) -> bool:
+        """Whether both operands are known to have one shape."""
+        one, other = (value.shape for value in self.sources)
+        return one is not None and other is not None and one == other
+
+    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+        """See `Step`."""
+        order = max(found, key=lambda order: order is not None)
+        return [order, order], order
+
+    def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """See `Step`."""
+        return np.broadcast_shapes(*(array.shape for array in arrays))
+
+    def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
+        """See `Step`."""
+        raise NotImplementedError
+
+
+def read_binary(node: ir.Node) -> BinaryStep | None:
+    """Recognise an Add or Mul of two quantized tensors of one rank."""
+    if not is_operator(node, "Add", "Mul"):
+        return None
+    one, other = (read_quantized(value) for value in node.inputs)
+    if one is None or other is None:
+        return None
+    result, made = read_result(node.outputs[0])
+    if made is None:
+        return None
+    # onnxruntime's sums of int8 round otherwise than those of the uint8 128 above them
+    if any(value.dtype != ir.DataType.UINT8 for value in (one.source, other.source, result)):
+        return None
+    shapes = [operand.source.shape for operand in (one, other)]
+    if any(shape is None for shape in shapes) or len(shapes[0]) != len(shapes[1]):  # type: ignore[arg-type]
+        return None
+    return BinaryStep(node, (one, other), result, made)

@@ -1,0 +1,77 @@
+"""Concatenation of quantized tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.runtime.orders import Order, place_of
+from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.step import Array, Call, Step
+
+
+class ConcatStep(Step):
+    """A Concat of quantized tensors, each brought to the scale of the result.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    parts : sequence of Quantized
+    result : onnx_ir.Value
+        The integers that come out.
+    made : Requantization
+    rank : int
+    """
+
+    dtype = np.uint8
+    kernel = "concat"
+
+    def __init__(
+        self,
+        node: ir.Node,
+        parts: Sequence[Quantized],
+        result: ir.Value,
+        made: Requantization,
+        rank: int,
+    ) -> None:
+        self._node, self._parts, self.result, self._made = node, parts, result, made
+        self.sources = tuple(part.source for part in parts)
+        self._rank = rank
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return str(self._node.name)
+
+    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+        """See `Step`."""
+        order = max(found, key=found.count)
+        self._axis = place_of(self._node.attributes["axis"].as_int(), order, self._rank)
+        return [order] * len(found), order
+
+    def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """See `Step`."""
+        shape = list(arrays[0].shape)
+        shape[self._axis] = sum(array.shape[self._axis] for array in arrays)
+        return tuple(shape)
+
+    def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
+        """See `Step`."""
+        raise NotImplementedError
+
+
+def read_concat(node: ir.Node) -> ConcatStep | None:
+    """Recognise a Concat between integers."""
+    if not is_operator(node, "Concat"):
+        return None
+    parts = [part for value in node.inputs if (part := read_quantized(value)) is not None]
+    shape = node.outputs[0].shape
+    result, made = read_result(node.outputs[0])
+    if len(parts) < len(node.inputs) or made is None or shape is None:
+        return None
+    if any(part.source.dtype != result.dtype for part in parts):
+        return None
+    return ConcatStep(node, parts, result, made, len(shape))

@@ -1,0 +1,139 @@
+"""Functions of one activation: a table of 256 results, whatever the operators in between.
+
+The nodes from a DequantizeLinear to a QuantizeLinear that work on each element by itself are run once, on all
+256 activations, by onnxruntime; so the table holds what onnxruntime computes for the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from numpy.typing import NDArray
+
+from fgq.container import constant
+from fgq.runtime.orders import Order
+from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
+from fgq.runtime.step import Array, Call, Step
+
+POINTWISE = frozenset(
+    "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul Neg Pow "
+    "Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh ThresholdedRelu".split()
+)
+"""Operators whose results depend on one element each, where all other operands are scalars."""
+
+_MOST_NODES = 32
+
+
+class LookupStep(Step):
+    """A function of each activation.
+
+    Parameters
+    ----------
+    source, result : onnx_ir.Value
+        The integers before and behind.
+    nodes : sequence of onnx_ir.Node
+        The function, from DequantizeLinear to QuantizeLinear or Clip, in topological order.
+    opset : int
+        Of the standard operators.
+    """
+
+    dtype = np.uint8
+    kernel = "lookup"
+
+    def __init__(self, source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int) -> None:
+        self.sources, self.result = (source,), result
+        self._table = _tabulate(source, result, nodes, opset)
+        named = [node for node in nodes if node.op_type in POINTWISE]
+        self._name = str((named or nodes)[-1].name)
+
+    @property
+    def name(self) -> str:
+        """The last operator's name."""
+        return self._name
+
+    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+        """See `Step`."""
+        return list(found), found[0]
+
+    def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """See `Step`."""
+        return arrays[0].shape
+
+    def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
+        """See `Step`."""
+        x, table = arrays[0], self._table
+        return lambda: np.take(table, x, out=out)  # type: ignore[return-value]
+
+
+def read_lookup(node: ir.Node, opset: int) -> LookupStep | None:
+    """Recognise a function of one activation by the QuantizeLinear that ends it.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    opset : int
+        Of the standard operators.
+    """
+    if not is_operator(node, "QuantizeLinear"):
+        return None
+    made = read_clipped(node)
+    source, nodes, waiting = None, {node}, [node.inputs[0]]
+    if made is None:
+        return None
+    result = made[0]
+    if result is not node.outputs[0]:
+        nodes.add(result.producer())  # type: ignore[arg-type]
+    while waiting:
+        value = waiting.pop()
+        producer = None if value is None else value.producer()
+        quantized = read_quantized(value)
+        if quantized is not None and producer is not None:
+            if source not in (None, quantized.source):
+                return None
+            source = quantized.source
+            nodes.add(producer)
+        elif producer is None or producer.domain != "" or producer.op_type not in POINTWISE:
+            return None
+        elif producer not in nodes:
+            nodes.add(producer)
+            computed = [read for read in producer.inputs if read is not None and constant(read) is None]
+            scalars = [constant(read) for read in producer.inputs if read is not None and read not in computed]
+            if len(nodes) > _MOST_NODES or any(array is None or array.size != 1 for array in scalars):
+                return None
+            if any(array is not None and array.ndim > 1 for array in scalars):
+                return None
+            waiting.extend(computed)
+    if source is None or node.graph is None:
+        return None
+    return LookupStep(source, result, [other for other in node.graph if other in nodes], opset)
+
+
+def _tabulate(
+    source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int
+) -> NDArray[np.uint8]:
+    """Run the nodes on all 256 integers."""
+    read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
+    inside = set(nodes)
+    initializers = [value for value in read if value.is_initializer()]
+    outside = [
+        producer
+        for value in read
+        if (producer := value.producer()) is not None and producer not in inside and value is not source
+    ]
+    view = ir.GraphView(
+        [source], [result], nodes=[*outside, *nodes], initializers=initializers, opset_imports={"": opset}
+    )
+    clone = view.clone()
+    for value in (clone.inputs[0], clone.outputs[0]):
+        value.shape = ir.Shape([256])
+    model = ir.to_proto(ir.Model(clone, ir_version=10))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
+    every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
+    (table,) = session.run(None, {str(source.name): every.astype(dtype)})
+    return (table.astype(np.int16) + (128 if table.dtype == np.int8 else 0)).astype(np.uint8)

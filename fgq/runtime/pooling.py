@@ -1,0 +1,107 @@
+"""Poolings of quantized images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.kernels import Window
+from fgq.runtime.orders import Order, channels_last
+from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.windows import read_window
+
+_IMAGE = channels_last(4)
+
+
+class PoolStep(Step):
+    """A MaxPool, AveragePool or GlobalAveragePool of a quantized image.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    given : Quantized
+        What is pooled.
+    result : onnx_ir.Value
+        The integers that come out.
+    made : Requantization
+    """
+
+    dtype = np.uint8
+
+    def __init__(self, node: ir.Node, given: Quantized, result: ir.Value, made: Requantization) -> None:
+        self._node, self._given, self.result, self._made = node, given, result, made
+        self.sources = (given.source,)
+        self._kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+
+    @property
+    def name(self) -> str:
+        """The operator's name."""
+        return str(self._node.name)
+
+    @property
+    def kernel(self) -> str:
+        """Which pooling it is."""
+        return {"MaxPool": "max_pool", "AveragePool": "average_pool"}.get(
+            self._node.op_type, "global_average_pool"
+        )
+
+    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+        """See `Step`."""
+        return [_IMAGE], _IMAGE
+
+    def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """See `Step`."""
+        images, height, width, channels = arrays[0].shape
+        if not self._kernel:
+            return (images, 1, 1, channels)
+        window = self._window(arrays[0])
+        return (images, *self._size(height, width, window), channels)
+
+    def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
+        """See `Step`."""
+        raise NotImplementedError
+
+    def _window(self, x: Array) -> Window:
+        window = read_window(self._node, self._kernel, x.shape[1:3])
+        assert window is not None
+        return window
+
+    def _size(self, height: int, width: int, window: Window) -> tuple[int, int]:
+        """Return the size of the result (ONNX MaxPool and AveragePool, ceil_mode)."""
+        sizes = []
+        for axis, size in enumerate((height, width)):
+            before, after = window.pads[axis], window.pads[axis + 2]
+            reach = (self._kernel[axis] - 1) * window.dilations[axis] + 1
+            stride = window.strides[axis]
+            room = size + before + after - reach
+            count = room // stride + 1
+            if self._node.attributes.get_int("ceil_mode", 0) and room % stride:
+                # a window must begin inside the image or the padding before it
+                count += int(count * stride < size + before)
+            sizes.append(count)
+        return sizes[0], sizes[1]
+
+
+def read_pool(node: ir.Node) -> PoolStep | None:
+    """Recognise a pooling between integers."""
+    if not is_operator(node, "MaxPool", "AveragePool", "GlobalAveragePool"):
+        return None
+    given = read_quantized(node.inputs[0])
+    if given is None or any(output.uses() for output in node.outputs[1:]):
+        return None
+    result, made = read_result(node.outputs[0])
+    if made is None or result.dtype != given.source.dtype:
+        return None
+    kernel = node.attributes.get_ints("kernel_shape", ())
+    if node.op_type == "GlobalAveragePool":
+        shape = node.inputs[0].shape  # type: ignore[union-attr]
+        return PoolStep(node, given, result, made) if shape is not None and len(shape) == 4 else None
+    if len(kernel) != 2:
+        return None
+    if node.op_type == "MaxPool" and made.quantizer != given.quantizer:
+        return None
+    return PoolStep(node, given, result, made)

@@ -1,0 +1,167 @@
+"""Read the quantizers of a graph: which integers stand for a value, and what happens before they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from fgq.container import ACTIVATION_BOUNDS, constant
+from fgq.scheme import Quantizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Quantized:
+    """Activations that an operator reads as integers.
+
+    Parameters
+    ----------
+    source : onnx_ir.Value
+        The integers.
+    quantizer : Quantizer
+        Their scale and zero point, for integers held in uint8.
+    bits : int
+        8, or 4 where they are clipped to 0..15.
+    """
+
+    source: ir.Value
+    quantizer: Quantizer
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Requantization:
+    """How real values become the next layer's activations.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        Scale and zero point of the result.
+    lowest, highest : int
+        The integers that ReLU, Clip and the width of the result leave, within 0..255.
+    """
+
+    quantizer: Quantizer
+    lowest: int
+    highest: int
+
+
+def is_operator(node: ir.Node | None, *op_types: str) -> bool:
+    """Tell whether a node is one of some standard operators."""
+    return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def read_quantized(value: ir.Value | None) -> Quantized | None:
+    """Return the integers behind a DequantizeLinear; None where there are none, or they are constant.
+
+    Parameters
+    ----------
+    value : onnx_ir.Value or None
+        An operator's input.
+    """
+    node = None if value is None else value.producer()
+    if node is None or not is_operator(node, "DequantizeLinear"):
+        return None
+    quantizer, source = read_quantizer(node), node.inputs[0]
+    if quantizer is None or source is None or constant(source) is not None:
+        return None
+    clip = source.producer()
+    limits = clip_limits(clip) if clip is not None and is_operator(clip, "Clip") else None
+    narrow = limits is not None and limits[0] >= 0 and limits[1] <= ACTIVATION_BOUNDS[4][1]
+    return Quantized(source=source, quantizer=quantizer, bits=4 if narrow else 8)
+
+
+def read_quantizer(node: ir.Node) -> Quantizer | None:
+    """Return the quantizer of a QuantizeLinear or DequantizeLinear of 8-bit integers with one scale."""
+    scale = constant(node.inputs[1])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    if scale is None or zero is None or scale.size != 1 or zero.size != 1 or scale.dtype != np.float32:
+        return None
+    if zero.dtype not in (np.uint8, np.int8) or not 0.0 < scale.item() < np.inf:
+        return None
+    shift = 128 if zero.dtype == np.int8 else 0
+    return Quantizer(scale=float(scale.item()), zero_point=int(zero.item()) + shift)
+
+
+def read_result(value: ir.Value) -> tuple[ir.Value, Requantization | None]:
+    """Follow ReLU, Clip and QuantizeLinear after an operator as far as nothing else reads between them.
+
+    Parameters
+    ----------
+    value : onnx_ir.Value
+        What the operator computes.
+
+    Returns
+    -------
+    result : onnx_ir.Value
+        The integers, or `value` itself.
+    requantization : Requantization or None
+        None where the result stays float.
+    """
+    bounds: list[tuple[float, float]] = []
+    current = value
+    while (reader := sole_reader(current)) is not None:
+        if reader.op_type == "Relu":
+            bounds.append((0.0, np.inf))
+        elif reader.op_type == "Clip" and (limits := clip_limits(reader)) is not None:
+            bounds.append(limits)
+        elif reader.op_type == "QuantizeLinear" and (quantizer := read_quantizer(reader)) is not None:
+            return _absorb_clip(reader.outputs[0], quantizer, bounds)
+        else:
+            break
+        current = reader.outputs[0]
+    return value, None
+
+
+def read_clipped(quantize: ir.Node) -> tuple[ir.Value, Requantization] | None:
+    """Return the integers that a QuantizeLinear, and a Clip to 4 bits behind it, make."""
+    quantizer = read_quantizer(quantize)
+    return None if quantizer is None else _absorb_clip(quantize.outputs[0], quantizer, [])
+
+
+def clip_limits(node: ir.Node) -> tuple[float, float] | None:
+    """Return the limits of a Clip, None where they are computed."""
+    limits = []
+    for index, missing in ((1, -np.inf), (2, np.inf)):
+        value = node.inputs[index] if len(node.inputs) > index else None
+        array = constant(value)
+        if value is not None and array is None:
+            return None
+        limits.append(missing if array is None else float(array.item()))
+    return limits[0], limits[1]
+
+
+def sole_reader(value: ir.Value) -> ir.Node | None:
+    """Return the standard operator that alone reads a value, as its first input."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node, producer = uses[0].node, value.producer()
+    same = producer is not None and node.graph is producer.graph
+    return node if node.domain == "" and uses[0].idx == 0 and same else None
+
+
+def _absorb_clip(
+    value: ir.Value, quantizer: Quantizer, bounds: list[tuple[float, float]]
+) -> tuple[ir.Value, Requantization]:
+    lowest, highest = 0, quantizer.highest
+    for bound in bounds:
+        low, high = (_quantize(end, quantizer) for end in bound)
+        lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
+    reader = sole_reader(value)
+    if value.dtype != ir.DataType.INT8 and reader is not None and reader.op_type == "Clip":
+        limits = clip_limits(reader)
+        if limits is not None:
+            low, high = (int(min(max(end, 0), 255)) for end in limits)
+            lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
+            value = reader.outputs[0]
+    return value, Requantization(quantizer=quantizer, lowest=lowest, highest=highest)
+
+
+def _quantize(bound: float, quantizer: Quantizer) -> int:
+    """Quantize a bound as QuantizeLinear does: divide in float32, round half to even, saturate."""
+    if np.isinf(bound):
+        return 0 if bound < 0 else quantizer.highest
+    rounded = np.rint(np.float32(bound) / np.float32(quantizer.scale)) + quantizer.zero_point
+    return int(np.clip(rounded, 0, quantizer.highest))
