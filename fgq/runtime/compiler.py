@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
+from fgq.container import constant
 from fgq.kernels.dispatch import Memory, Wish
 from fgq.runtime.arithmetic import BinaryStep, read_binary
 from fgq.runtime.concat import read_concat
@@ -15,8 +17,8 @@ from fgq.runtime.layers import IntegerLayer, find_integer_layers
 from fgq.runtime.lookup import read_lookup
 from fgq.runtime.moves import read_move
 from fgq.runtime.pooling import read_pool
-from fgq.runtime.products import ProductStep, Residual
-from fgq.runtime.quantizers import read_quantized
+from fgq.runtime.products import ProductStep, RealEnd, Residual
+from fgq.runtime.quantizers import is_operator, read_quantized
 from fgq.runtime.step import Step
 
 READERS = (read_binary, read_pool, read_concat, read_move)
@@ -60,7 +62,8 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
     makers: dict[ir.Value, Step] = {step.result: step for step in found}
     residuals = _residuals([step for step in found if isinstance(step, BinaryStep)], layers)
     for result, layer in layers.items():
-        product = ProductStep(layer, options.wish, options.memory, residuals.get(result))
+        follows = residuals.get(result) or _real_end(layer)
+        product = ProductStep(layer, options.wish, options.memory, follows)
         makers[product.result] = product
     opset = graph.opset_imports[""]
     for node in graph:
@@ -89,6 +92,41 @@ def _residuals(
             )
             break
     return residuals
+
+
+def _real_end(layer: IntegerLayer) -> RealEnd | None:
+    """Return the bias and the residual that alone read a matrix product's real values."""
+    if layer.requantization is not None or layer.kind != "matmul" or layer.bias is not None:
+        return None
+    shape, rank = layer.result.shape, len(layer.result.shape or ())
+    outputs = layer.row_scale.size if layer.row_scale.ndim else None
+    shift, value = None, layer.result
+    if (found := _added(value)) is not None:
+        array = constant(found[1])
+        if array is not None and array.dtype == np.float32 and array.ndim <= 1 and rank > 1:
+            if array.size in (1, outputs):
+                shift, value = np.broadcast_to(array.reshape(-1), (outputs or 1,)), found[0]
+    residual = None
+    if (found := _added(value)) is not None and shape is not None and rank > 1:
+        sum_value, other = found
+        if constant(other) is None and other.shape == shape and other.dtype == ir.DataType.FLOAT:
+            residual, value = other, sum_value
+    if value is layer.result:
+        return None
+    return RealEnd(shift=shift, residual=residual, result=value)
+
+
+def _added(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """Return the sum of a value and the other operand, where an Add alone reads the value."""
+    uses = list(value.uses())
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    node, index = uses[0].node, uses[0].idx
+    other = node.inputs[1 - index] if is_operator(node, "Add") else None
+    producer = value.producer()
+    if other is None or other is value or producer is None or node.graph is not producer.graph:
+        return None
+    return node.outputs[0], other
 
 
 def _read_once(value: ir.Value) -> bool:

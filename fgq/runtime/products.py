@@ -29,6 +29,25 @@ Run = Callable[[NDArray[np.uint8], Epilogue], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RealEnd:
+    """Additions of real values that follow a layer.
+
+    Parameters
+    ----------
+    shift : ndarray of float32, shape (M,), or None
+        A bias, added first.
+    residual : onnx_ir.Value or None
+        Real values of the shape of the result, added then.
+    result : onnx_ir.Value
+        The sum.
+    """
+
+    shift: NDArray[np.float32] | None
+    residual: ir.Value | None
+    result: ir.Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Residual:
     """The addition of two quantized tensors, one of them a layer's result, that follows the layer.
 
@@ -61,8 +80,8 @@ class ProductStep(Step):
         fastest where that is wished.
     memory : Memory
         How its weights are held; a layer whose weights cannot be packed holds them unpacked.
-    residual : Residual, optional
-        The addition that follows.
+    follows : Residual or RealEnd, optional
+        The additions that follow.
 
     Raises
     ------
@@ -77,11 +96,12 @@ class ProductStep(Step):
         layer: IntegerLayer,
         wish: Wish = Wish.AUTO,
         memory: Memory = Memory.AUTO,
-        residual: Residual | None = None,
+        follows: Residual | RealEnd | None = None,
     ) -> None:
-        self.layer, self.residual = layer, residual
-        self.sources = (layer.source,) if residual is None else (layer.source, residual.other.source)
-        self.result = layer.result if residual is None else residual.result
+        self.layer = layer
+        added = follows.other.source if isinstance(follows, Residual) else follows and follows.residual
+        self.sources = (layer.source,) if added is None else (layer.source, added)
+        self.result = layer.result if follows is None else follows.result
         weight = _channels_first(layer.read_weight())
         self._shape = weight.shape
         if wish is Wish.MULTIPLICATION_FREE and weight.largest_code > MOST_ADDED:
@@ -98,7 +118,7 @@ class ProductStep(Step):
                 self._layers += [self._matrix(weight, index) for index in indices]
         except FgqError as error:
             raise type(error)(f"{layer.name}: {error}") from None
-        self._epilogue = _epilogue(layer, residual)
+        self._epilogue = _epilogue(layer, follows)
         self.dtype = self._epilogue.dtype
 
     @property
@@ -156,7 +176,7 @@ class ProductStep(Step):
         shape = layer.result_shape(rows)
         return layer.bind(
             rows, out.reshape(shape), scratch, epilogue=self._epilogue, threads=threads,
-            residual=None if self.residual is None else arrays[1].reshape(shape),
+            residual=arrays[1].reshape(shape) if len(arrays) > 1 else None,
         )  # fmt: skip
 
     def accumulate(self, source: NDArray[np.uint8], threads: int = 1) -> NDArray[np.int32]:
@@ -252,17 +272,18 @@ def _result_shape(
     return (*lead, M, x[-1]) if kind == "matmul_left" else (*lead, x[-2], M)
 
 
-def _epilogue(layer: IntegerLayer, residual: Residual | None) -> Epilogue:
+def _epilogue(layer: IntegerLayer, follows: Residual | RealEnd | None) -> Epilogue:
     factor = np.float32(layer.activation.scale) * layer.row_scale
     made = layer.requantization
     if made is None:
-        return Dequantize(np.asarray(factor, np.float32))
+        shift = follows.shift if isinstance(follows, RealEnd) else None
+        return Dequantize(np.asarray(factor, np.float32), shift=np.float32(0) if shift is None else shift)
     return Requantize(
         np.asarray(factor / np.float32(made.quantizer.scale), np.float32),
         made.quantizer.zero_point,
         made.lowest,
         made.highest,
-        None if residual is None else _addition(made, residual),
+        _addition(made, follows) if isinstance(follows, Residual) else None,
     )
 
 
