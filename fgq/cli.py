@@ -405,6 +405,70 @@ def bench_kernels(
     display.print_benchmark(result)
 
 
+@bench.command("model")
+def bench_model(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A float or converted ONNX model, or resnet50 (random weights), cnn (bundled) or minilm.",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Samples of its input, as for fgq convert; built-in models bring their own. The first ones "
+            "are timed.",
+        ),
+    ] = None,
+    group_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", min=1, help="Weights that share one scale; may be repeated.  [default: 64]"
+        ),
+    ] = None,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(metavar="B", min=1, help="Samples in a call; may be repeated.  [default: 1]"),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(metavar="T", min=1, help="How many to use; may be repeated.  [default: 1]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One short sitting, to try it out.")] = False,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write all rows and the machine as JSON.")
+    ] = None,
+) -> None:
+    """Time a whole model in turns with onnxruntime and OpenVINO, float and int8.
+
+    Without a model, all that the project promises of whole models is measured, in some minutes.
+
+    Example: `fgq bench model resnet50 --group-size 64 --group-size 4 --json models.json`
+    """
+    from fgq import display, onnx_file
+    from fgq.eval.bench import model_report, whole_models
+
+    plan = whole_models.FULL_PLAN
+    if model is not None:
+        sizes = {"batches": batch, "threads": threads, "group_sizes": group_size}
+        given: dict[str, Any] = {name: tuple(dict.fromkeys(found)) for name, found in sizes.items() if found}
+        plan = (whole_models.Trial(model=model, data=calibration, **given),)
+    elif calibration or group_size or batch or threads:
+        raise ConfigError("model: found none, wanted one for these options; without any all is measured")
+    with nullcontext() if json is None else onnx_file.staged(json) as path:
+        with display.progress_bar() as advance:
+            result = whole_models.bench_models(plan, advance, quick=quick)
+        if path is not None:
+            path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
+    for title, (table, right) in model_report.titled_tables(result).items():
+        display.out.print()
+        display.print_line(title)
+        display.out.print(display.simple_table(*table, right=right))
+
+
 def _show_survey(result: Any, *, json: bool) -> None:
     from fgq import display
 
