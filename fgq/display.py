@@ -177,6 +177,57 @@ def simple_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right
     return table
 
 
+def step_fields(time: Any) -> dict[str, Any]:
+    """Return a step's time as fields for JSON.
+
+    Parameters
+    ----------
+    time : fgq.runtime.StepTime
+    """
+    return {
+        "step": time.step.name,
+        "kernel": time.step.kernel,
+        "tier": time.step.tier,
+        "onnxruntime_nodes": time.step.nodes,
+        "ms": 1000 * time.seconds,
+        "output_bytes": time.output_bytes,
+        "weight_bytes": time.step.weight_bytes,
+    }
+
+
+def print_profile(times: Sequence[Any]) -> None:
+    """Print where the time of a model goes, step by step, and how much of it onnxruntime takes.
+
+    Parameters
+    ----------
+    times : sequence of fgq.runtime.StepTime
+    """
+    total = sum(time.seconds for time in times) or 1.0
+    rows = [
+        [
+            str(number),
+            time.step.kernel.split("[")[0],
+            time.step.tier,
+            f"{1e6 * time.seconds:.0f}",
+            f"{100 * time.seconds / total:.1f}",
+            f"{time.output_bytes:,}",
+            f"{time.step.weight_bytes:,}" if time.step.weight_bytes else "",
+            time.step.name + (f" ({time.step.nodes} nodes)" if time.step.nodes else ""),
+        ]
+        for number, time in enumerate(times, 1)
+    ]
+    columns = ["", "kernel", "tier", "us", "%", "bytes out", "weights", "step"]
+    table = simple_table(columns, rows, right=3)
+    table.columns[-1].justify = "left"
+    out.print(table)
+    islands = [time for time in times if time.step.nodes]
+    share = sum(time.seconds for time in islands)
+    print_line(
+        f"{1e3 * total:.2f} ms in {len(times)} steps; onnxruntime runs {len(islands)} parts of "
+        f"{sum(time.step.nodes for time in islands)} nodes in {100 * share / total:.0f} % of it"
+    )
+
+
 def print_benchmark(result: Any) -> None:
     """Print what `fgq.eval.bench.kernels.bench_kernels` found: machine, layers, means, and the summary.
 

@@ -16,7 +16,7 @@ from fgq.converters.export import export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
 from fgq.errors import DataError, FgqError, ModelError, OutputError
-from fgq.runtime import Session
+from fgq.runtime import Session, StepTime
 
 
 class Exported(NamedTuple):
@@ -32,6 +32,21 @@ class Exported(NamedTuple):
 
     bytes: int
     minimum_onnxruntime: str
+
+
+class Run(NamedTuple):
+    """What a run gave.
+
+    Parameters
+    ----------
+    shapes : dict of str to list of int
+        The shape of each output.
+    times : list of fgq.runtime.StepTime
+        Of each step, where that was asked for.
+    """
+
+    shapes: dict[str, list[int]]
+    times: list[StepTime]
 
 
 def export_file(
@@ -69,8 +84,9 @@ def run_file(
     destination: str | os.PathLike[str],
     *,
     engine: str = "fgq",
-    kernels: str = "auto",
-) -> dict[str, list[int]]:
+    profile: bool = False,
+    **options: Any,
+) -> Run:
     """Run a model on the arrays of an .npz file and write its outputs to another.
 
     Parameters
@@ -82,13 +98,14 @@ def run_file(
         Written with an array for each output.
     engine : str
         ``fgq`` or ``onnxruntime``.
-    kernels : str
-        For ``fgq``: ``auto``, ``multiplication-free`` or ``reference``.
+    profile : bool
+        For ``fgq``: whether to time every step.
+    **options
+        For ``fgq``: ``kernels``, ``memory`` and ``threads`` of `fgq.Session`.
 
     Returns
     -------
-    dict of str to list of int
-        The shape of each output.
+    Run
 
     Raises
     ------
@@ -99,7 +116,7 @@ def run_file(
         refuse_same_file(read, destination)
     feed = _read_feed(Path(source), model)
     session: Any = (
-        Session(model, kernels=kernels) if engine == "fgq" else onnxruntime_session(Path(model), str(model))
+        Session(model, **options) if engine == "fgq" else onnxruntime_session(Path(model), str(model))
     )
     try:
         results = session.run(None, feed)
@@ -115,7 +132,8 @@ def run_file(
             )
     with onnx_file.staged(destination) as path:
         npz.write_arrays(path, outputs)
-    return {name: list(array.shape) for name, array in outputs.items()}
+    shapes = {name: list(array.shape) for name, array in outputs.items()}
+    return Run(shapes, session.profile(feed) if profile else [])
 
 
 def refuse_model_files(

@@ -70,21 +70,90 @@ def quantize_activations(
     _check_real(x)
     if bits not in (4, 8):
         raise KernelError(f"bits: found {bits}, wanted 4 or 8")
-    if not 0 <= zero_point <= 255:
-        raise KernelError(f"zero_point: found {zero_point}, wanted 0..255")
-    flat = np.require(x, requirements=["C", "W"]).reshape(-1)
     out = np.empty(x.shape, np.uint8)
-    step, result = np.float32(scale), out.reshape(-1)
-    exact = _SCALES[0] <= step <= _SCALES[1]
-    quantize = _quantizer(index_of(available()[0])) if exact else _quantize
-    highest = (1 << bits) - 1
-
-    def work(_thread: int, begin: int, end: int) -> None:
-        part = slice(begin * _PIECE, end * _PIECE)
-        quantize(flat[part], step, zero_point, highest, result[part])
-
-    spread(-(-flat.size // _PIECE), threads, work)
+    Quantize(scale, zero_point, 0, (1 << bits) - 1, threads=threads)(x, out)
     return out
+
+
+class Quantize:
+    """Real values to activations, again and again (ONNX QuantizeLinear, and a Clip behind it).
+
+    Parameters
+    ----------
+    scale : float
+        Real value of one step; read as a float32.
+    zero_point : int
+        The activation that means 0.0, 0..255.
+    lowest, highest : int
+        Range of the activations.
+    image : bool
+        Whether to bring images from NCHW into NHWC.
+    threads : int
+        How many threads to use.
+
+    Raises
+    ------
+    KernelError
+        If an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        scale: float,
+        zero_point: int,
+        lowest: int = 0,
+        highest: int = 255,
+        *,
+        image: bool = False,
+        threads: int = 1,
+    ) -> None:
+        if not 0 <= zero_point <= 255:
+            raise KernelError(f"zero_point: found {zero_point}, wanted 0..255")
+        self._scale, self._zero = np.float32(scale), zero_point
+        self._lowest, self._highest = lowest, highest
+        exact = _SCALES[0] <= self._scale <= _SCALES[1]
+        self._quantize = _quantizer(index_of(available()[0])) if exact else _quantize
+        self._image, self._threads = image, threads
+        self._planes = np.empty(0, np.uint8)
+
+    def __call__(self, x: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+        """Quantize.
+
+        Parameters
+        ----------
+        x : ndarray of float32
+            Any shape; (B, C, H, W) for images.
+        out : ndarray of uint8
+            Written: the shape of `x`, or (B, H, W, C) for images. C order.
+        """
+        flat = np.require(x, requirements=["C", "W"]).reshape(-1)
+        if self._image and self._planes.size != flat.size:
+            self._planes = np.empty(flat.size, np.uint8)
+        result = self._planes if self._image else out.reshape(-1)
+        scale, zero, highest, quantize = self._scale, self._zero, self._highest, self._quantize
+
+        def work(_thread: int, begin: int, end: int) -> None:
+            part = slice(begin * _PIECE, end * _PIECE)
+            quantize(flat[part], scale, zero, highest, result[part])
+
+        spread(-(-flat.size // _PIECE), self._threads, work)
+        if self._lowest > 0:
+            np.maximum(result, np.uint8(self._lowest), out=result)
+        if self._image:
+            images, channels = x.shape[:2]
+            _interleave(result.reshape(images, channels, -1), out.reshape(images, -1, channels))
+
+
+@jit
+def _interleave(planes: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
+    """Bring the channels of each pixel [B, C, P] next to each other [B, P, C], block by block."""
+    images, channels, size = planes.shape
+    for image in range(images):
+        for first in range(0, size, 64):
+            last = min(first + 64, size)
+            for c in range(channels):
+                for p in range(first, last):
+                    pixels[image, p, c] = planes[image, c, p]
 
 
 def dynamic_quantization(x: NDArray[np.float32]) -> tuple[float, int]:

@@ -31,7 +31,7 @@ from fgq.kernels._jit import jit
 from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS
 
-_ROUND = np.float32(1.5 * 2**23)
+ROUND = np.float32(1.5 * 2**23)
 """Floats near this one are 1 apart: adding it rounds |v| < 2**22 to an integer, half to even."""
 
 _SUMS, _DEQUANTIZE, _REQUANTIZE, _ADD = range(4)
@@ -499,7 +499,7 @@ def _finish(
                 value = np.float32(np.int32(line[m] + bias[channel + m])) * factors[channel + m]
                 value = value if value > low else low
                 value = value if value < high else high
-                whole_value = np.int32((value + _ROUND) - _ROUND) + zero
+                whole_value = np.int32((value + ROUND) - ROUND) + zero
                 if kind == _ADD:
                     # products of float32 are exact in float64: each line rounds once, as a fused one does
                     own = np.float64(floats[0]) * whole_value
@@ -510,5 +510,5 @@ def _finish(
                     lowest, highest = np.float32(integers[4]), np.float32(integers[5])
                     value = value if value > lowest else lowest
                     value = value if value < highest else highest
-                    whole_value = np.int32((value + _ROUND) - _ROUND)
+                    whole_value = np.int32((value + ROUND) - ROUND)
                 out[begin + m] = whole_value

@@ -1,5 +1,6 @@
 """Run a converted model: from graph to a plan of kernel calls."""
 
-from fgq.runtime.session import NodeArg, Session, StepInfo
+from fgq.runtime.feeds import NodeArg
+from fgq.runtime.session import Session, StepInfo, StepTime
 
-__all__ = ["NodeArg", "Session", "StepInfo"]
+__all__ = ["NodeArg", "Session", "StepInfo", "StepTime"]

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.kernels.elementwise import Add, Multiply, repeats
+from fgq.kernels.epilogue import QuantizedAdd
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step
@@ -69,7 +71,47 @@ class BinaryStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        raise NotImplementedError
+        (a, b), (one, other), made = arrays, self.operands, self.made
+        swapped = a.shape != out.shape
+        if swapped:  # the operand that is repeated comes second
+            a, b, one, other = b, a, other, one
+        if a.shape != out.shape or not repeats(b.shape, out.shape):
+            return _spread_first(arrays, out, self, threads)
+        if self.op_type == "Add":
+            return Add(a, b, out, self._addition(one, other, own_first=not swapped), threads)
+        factor = np.float32(one.quantizer.scale) * np.float32(other.quantizer.scale)
+        return Multiply(
+            a, b, out,
+            multiplier=float(factor / np.float32(made.quantizer.scale)),
+            zeros=(one.quantizer.zero_point, other.quantizer.zero_point, made.quantizer.zero_point),
+            lowest=made.lowest, highest=made.highest, threads=threads,
+        )  # fmt: skip
+
+    def _addition(self, one: Quantized, other: Quantized, *, own_first: bool) -> QuantizedAdd:
+        return QuantizedAdd(
+            scale=one.quantizer.scale,
+            zero_point=one.quantizer.zero_point,
+            residual_scale=other.quantizer.scale,
+            residual_zero_point=other.quantizer.zero_point,
+            sum_scale=self.made.quantizer.scale,
+            sum_zero_point=self.made.quantizer.zero_point,
+            lowest=self.made.lowest,
+            highest=self.made.highest,
+            own_first=own_first,
+        )
+
+
+def _spread_first(arrays: Sequence[Array], out: Array, step: BinaryStep, threads: int) -> Call:
+    """Return the call for shapes that repeat in some other way: operands are written out in full first."""
+    full = [np.empty(out.shape, np.uint8) for _ in arrays]
+    call = step.bind(full, out, np.empty(0, np.uint8), threads)
+
+    def run() -> None:
+        for whole, array in zip(full, arrays, strict=True):
+            np.copyto(whole, array)
+        call()
+
+    return run
 
 
 def read_binary(node: ir.Node) -> BinaryStep | None:

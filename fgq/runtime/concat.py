@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.kernels.concat import Concat, requantization_table
 from fgq.runtime.orders import Order, place_of
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step
@@ -40,6 +41,13 @@ class ConcatStep(Step):
         self._node, self._parts, self.result, self._made = node, parts, result, made
         self.sources = tuple(part.source for part in parts)
         self._rank = rank
+        self._tables = [
+            requantization_table(
+                part.quantizer.scale, part.quantizer.zero_point, made.quantizer.scale,
+                made.quantizer.zero_point, made.lowest, made.highest,
+            )
+            for part in parts
+        ]  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -60,7 +68,7 @@ class ConcatStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        raise NotImplementedError
+        return Concat(arrays, out, self._axis, self._tables, threads)
 
 
 def read_concat(node: ir.Node) -> ConcatStep | None:

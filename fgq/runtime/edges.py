@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.kernels.activations import quantize_activations
+from fgq.kernels.activations import Quantize
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Requantization, is_operator, read_clipped
 from fgq.runtime.step import Array, Call, Step
@@ -56,14 +56,12 @@ class QuantizeStep(Step):
 
     def bind_feed(self, feeds: Mapping[str, Array], name: str, out: Array, threads: int) -> Call:
         """Return the call that takes the real values from `feeds` when it is made."""
-        quantizer = self._made.quantizer
-
-        def run() -> None:
-            q = quantize_activations(feeds[name], quantizer.scale, quantizer.zero_point, 8, threads)
-            q = np.clip(q, self._made.lowest, self._made.highest)
-            out[...] = q.transpose(0, 2, 3, 1) if self._image else q
-
-        return run
+        made = self._made
+        quantize = Quantize(
+            made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
+            image=self._image, threads=threads,
+        )  # fmt: skip
+        return lambda: quantize(feeds[name], out)
 
 
 def read_quantize(node: ir.Node) -> QuantizeStep | None:

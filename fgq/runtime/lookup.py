@@ -14,6 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fgq.container import constant
+from fgq.kernels.lookup import Lookup
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
 from fgq.runtime.step import Array, Call, Step
@@ -64,8 +65,7 @@ class LookupStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        x, table = arrays[0], self._table
-        return lambda: np.take(table, x, out=out)  # type: ignore[return-value]
+        return Lookup(arrays[0], out, self._table, threads)
 
 
 def read_lookup(node: ir.Node, opset: int) -> LookupStep | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.kernels import Window
+from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step
@@ -35,7 +37,7 @@ class PoolStep(Step):
     def __init__(self, node: ir.Node, given: Quantized, result: ir.Value, made: Requantization) -> None:
         self._node, self._given, self.result, self._made = node, given, result, made
         self.sources = (given.source,)
-        self._kernel = tuple(node.attributes.get_ints("kernel_shape", ()))
+        self._kernel: Any = tuple(node.attributes.get_ints("kernel_shape", ()))
 
     @property
     def name(self) -> str:
@@ -63,7 +65,23 @@ class PoolStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        raise NotImplementedError
+        x, made = arrays[0], self._made
+        if self._node.op_type == "MaxPool":
+            return MaxPool(x, out, self._kernel, self._window(x), threads)
+        quantizers: dict[str, Any] = {
+            "x_scale": self._given.quantizer.scale,
+            "x_zero": self._given.quantizer.zero_point,
+            "y_scale": made.quantizer.scale,
+            "y_zero": made.quantizer.zero_point,
+            "lowest": made.lowest,
+            "highest": made.highest,
+            "threads": threads,
+        }
+        if not self._kernel:
+            return GlobalAveragePool(x, out, **quantizers)
+        padding = bool(self._node.attributes.get_int("count_include_pad", 0))
+        window = self._window(x)
+        return AveragePool(x, out, self._kernel, window, count_padding=padding, **quantizers)
 
     def _window(self, x: Array) -> Window:
         window = read_window(self._node, self._kernel, x.shape[1:3])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -25,8 +25,20 @@ from fgq.runtime.step import Array, Call, Step
 Shapes = tuple[tuple[int, ...] | None, ...]
 """Of the model's inputs, in their order."""
 
-Clock = Callable[[int, float], None]
-"""Told the number of an instruction and the seconds that it took."""
+@dataclass(slots=True)
+class Times:
+    """What one run took.
+
+    Parameters
+    ----------
+    seconds : list of float
+        For each instruction.
+    output_bytes : list of int
+        What each wrote.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    output_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +58,7 @@ class Layout:
 
 
 def trace(
-    network: Network, feeds: Mapping[str, Any], threads: int, clock: Clock | None = None
+    network: Network, feeds: Mapping[str, Any], threads: int, times: Times | None = None
 ) -> tuple[dict[str, Any], Layout | None]:
     """Run a network step by step.
 
@@ -56,7 +68,8 @@ def trace(
     feeds : mapping of str to array
         The model's inputs.
     threads : int
-    clock : callable, optional
+    times : Times, optional
+        Filled in.
 
     Returns
     -------
@@ -68,7 +81,7 @@ def trace(
     roots = list(range(network.slots))
     for name, slot in network.inputs.items():
         values[slot] = feeds[name]
-    for index, instruction in enumerate(network.instructions):
+    for instruction in network.instructions:
         begin = time.perf_counter()
         arrays = [values[slot] for slot in instruction.reads]
         step = instruction.step
@@ -85,8 +98,9 @@ def trace(
                     step.bind(arrays, values[slot], aligned((step.scratch_bytes(arrays, threads),), np.uint8), threads)()
             else:
                 values[slot], roots[slot] = view, roots[instruction.reads[0]]
-        if clock is not None:
-            clock(index, time.perf_counter() - begin)
+        if times is not None:
+            times.seconds.append(time.perf_counter() - begin)
+            times.output_bytes.append(sum(getattr(values[slot], "nbytes", 0) for slot in instruction.writes))
     outputs = {name: values[slot] for name, slot in network.outputs.items()}
     if not all(map(bindable, values)):
         return outputs, None
@@ -125,6 +139,9 @@ class Program:
         self._make_calls(arrays, threads)
         self.memory_bytes = total + self._scratch.nbytes
         self._outputs = {name: arrays[slot] for name, slot in network.outputs.items()}
+        self._written = [
+            sum(arrays[slot].nbytes for slot in instruction.writes) for instruction in network.instructions
+        ]
 
     def run(self, feeds: Mapping[str, Array], wanted: Sequence[str]) -> list[Array]:
         """Compute outputs.
@@ -142,13 +159,14 @@ class Program:
         self._feeds.clear()
         return [self._outputs[name].copy() for name in wanted]
 
-    def run_timed(self, feeds: Mapping[str, Array], clock: Clock) -> None:
+    def run_timed(self, feeds: Mapping[str, Array], times: Times) -> None:
         """Run as `run` does, and tell how long each instruction took."""
         self._take(feeds)
-        for index, call in enumerate(self.calls):
+        for call in self.calls:
             begin = time.perf_counter()
             call()
-            clock(index, time.perf_counter() - begin)
+            times.seconds.append(time.perf_counter() - begin)
+        times.output_bytes += self._written
         self._feeds.clear()
 
     def _take(self, feeds: Mapping[str, Array]) -> None:
@@ -244,7 +262,7 @@ class Programs:
         DataError
             If onnxruntime cannot run its part of the model on these inputs.
         """
-        shapes = tuple(getattr(array, "shape", None) for array in feeds.values())
+        shapes = _shapes(feeds)
         program = self._take(shapes)
         if program is not None:
             try:
@@ -257,6 +275,29 @@ class Programs:
         outputs, layout = trace(self._network, feeds, self._threads)
         self._learn(shapes, layout)
         return {name: _own(outputs[name], feeds) for name in wanted}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that is laid out for activations."""
+        with self._lock:
+            return sum(program.memory_bytes for known in self._known.values() for program in known.idle)
+
+    def timed(self, feeds: Mapping[str, Any]) -> Times:
+        """Run, and tell what each instruction took.
+
+        Raises
+        ------
+        DataError
+            If onnxruntime cannot run its part of the model on these inputs.
+        """
+        times, shapes = Times(), _shapes(feeds)
+        program = self._take(shapes)
+        if program is None:
+            self._learn(shapes, trace(self._network, feeds, self._threads, times)[1])
+            return times
+        program.run_timed(feeds, times)
+        self._give_back(shapes, program)
+        return times
 
     def _take(self, shapes: Shapes) -> Program | None:
         with self._lock:
@@ -293,6 +334,10 @@ class _Known:
 
     layout: Layout | None
     idle: list[Program] = field(default_factory=list)
+
+
+def _shapes(feeds: Mapping[str, Any]) -> Shapes:
+    return tuple([getattr(array, "shape", None) for array in feeds.values()])
 
 
 def _own(value: Any, feeds: Mapping[str, Any]) -> Any:

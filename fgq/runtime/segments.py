@@ -39,6 +39,8 @@ class SegmentStep:
         self._outputs = [str(value.name) for value in segment.outputs]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        # its threads would go on spinning while the kernels run
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         with onnx_file.on_disk(segment.model) as path:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -18,35 +18,18 @@ from fgq import onnx_file
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.kernels.dispatch import Memory, Wish
 from fgq.kernels.threads import default_threads
-from fgq.runtime.compiler import Options, find_steps
+from fgq.runtime.feeds import NodeArg, check_feeds
 from fgq.runtime.network import build
 from fgq.runtime.plan import plan
 from fgq.runtime.program import Programs
+from fgq.runtime.recognise import Options, find_steps, float_products
 from fgq.runtime.segments import SegmentStep
 from fgq.runtime.step import Step
 from fgq.shapes import InferShapes
 
-Feeds = Mapping[str, NDArray[Any]]
+Feeds = Mapping[str, Any]
 
 T = TypeVar("T", Wish, Memory)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeArg:
-    """The name, shape and type of an input or output, as onnxruntime describes them.
-
-    Parameters
-    ----------
-    name : str
-    shape : list of int, str or None
-        A name or None stands for a dimension that may vary.
-    type : str
-        Such as ``tensor(float)``.
-    """
-
-    name: str
-    shape: list[int | str | None]
-    type: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +42,43 @@ class StepInfo:
         The layer, or the outputs of a segment.
     kernel : str
         The kernel, or ``onnxruntime``.
+    tier : str
+        The instruction set, empty where that is left to others.
+    nodes : int
+        How many of the model's nodes onnxruntime runs in it; 0 for a step of fgq's.
+    weight_bytes : int
+        Memory that its weights take in the forms that have been needed so far.
     """
 
     name: str
     kernel: str
+    tier: str = ""
+    nodes: int = 0
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """How long one step takes.
+
+    Parameters
+    ----------
+    step : StepInfo
+    seconds : float
+        Median.
+    output_bytes : int
+        What it writes.
+    """
+
+    step: StepInfo
+    seconds: float
+    output_bytes: int
 
 
 class Session:
     """A converted model, its quantized layers run by fgq's kernels and all else by onnxruntime.
 
-    The integers are those of onnxruntime on the same file. A float model runs whole in onnxruntime. An input
+    The integers are those of onnxruntime on the same file. Several threads may call `run` at once. An input
     that has a default value in the model is a constant.
 
     Parameters
@@ -85,13 +95,16 @@ class Session:
         Threads of the kernels and of each onnxruntime part. If not given, kernels use all processors
         (``FGQ_NUM_THREADS``), onnxruntime's parts one where the model has integer layers, as the parts
         between them are many and small, and its own choice where it runs the model whole.
+    allow_float : bool
+        Whether to run a float model, whole, in onnxruntime. It is refused otherwise, since nothing in it would
+        be faster or smaller.
 
     Raises
     ------
     ModelError
-        If the model cannot be read or planned.
+        If the model cannot be read or planned, or is a float model.
     ConfigError
-        If `kernels` is no known wish.
+        If `kernels`, `memory` or `threads` is not what it may be.
 
     Examples
     --------
@@ -106,19 +119,26 @@ class Session:
         kernels: str | Wish = Wish.AUTO,
         memory: str | Memory = Memory.AUTO,
         threads: int | None = None,
+        allow_float: bool = False,
     ) -> None:
-        wish, held = _named(Wish, "kernels", kernels), _named(Memory, "memory", memory)
+        options = Options(_named(Wish, "kernels", kernels), _named(Memory, "memory", memory))
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads: found {threads}, wanted at least 1")
         model = _load(path_or_bytes)
-        self._inputs = [_describe(value) for value in model.graph.inputs]
-        self._outputs = [_describe(value) for value in model.graph.outputs]
+        self._inputs = [NodeArg.of(value) for value in model.graph.inputs]
+        self._outputs = [NodeArg.of(value) for value in model.graph.outputs]
+        self._known = [output.name for output in self._outputs]
         self._constants = {
             str(value.name): value.const_value.numpy()
             for value in model.graph.outputs
             if value.const_value is not None
         }
-        planned = plan(model, find_steps(model.graph, Options(wish, held)))
+        planned = plan(model, find_steps(model.graph, options))
+        integers = any(isinstance(step, Step) for step in planned)
+        if not integers and not allow_float:
+            _refuse_float(model)
         self._threads = default_threads() if threads is None else threads
-        if threads is None and any(isinstance(step, Step) for step in planned):
+        if threads is None and integers:
             threads = 1
         steps = [step if isinstance(step, Step) else SegmentStep(step, threads) for step in planned]
         computed = [value for value in model.graph.outputs if str(value.name) not in self._constants]
@@ -135,10 +155,17 @@ class Session:
 
     def steps(self) -> list[StepInfo]:
         """Return the steps of the session in the order in which they run."""
-        return [
-            StepInfo(name=instruction.step.name, kernel=instruction.step.kernel)
-            for instruction in self._network.instructions
-        ]
+        return [_describe(instruction.step) for instruction in self._network.instructions]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights of the integer layers take, in the forms that have been needed so far."""
+        return sum(step.weight_bytes for step in self.steps())
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that is laid out for activations, of all shapes of input that are remembered."""
+        return self._programs.memory_bytes
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Feeds, run_options: Any = None
@@ -163,21 +190,41 @@ class Session:
         DataError
             If an input is missing, unknown or of another type or shape, or an output has no such name.
         """
-        known = [output.name for output in self._outputs]
-        wanted = known if output_names is None else list(output_names)
+        wanted = self._known if output_names is None else output_names
         for name in wanted:
-            if name not in known:
-                raise DataError(f"output {name!r}: not of this model, wanted one of {', '.join(known)}")
-        computed = [name for name in wanted if name not in self._constants]
-        values = self._programs.run(self._checked(input_feed), computed)
+            if name not in self._known:
+                raise DataError(f"output {name!r}: not of this model, wanted one of {', '.join(self._known)}")
+        feeds = check_feeds(self._inputs, input_feed)
+        computed = wanted if not self._constants else [name for name in wanted if name not in self._constants]
+        values = self._programs.run(feeds, computed)
         return [values[name] if name in values else self._constants[name].copy() for name in wanted]
 
-    def _checked(self, feeds: Feeds) -> dict[str, NDArray[Any]]:
-        names = {value.name for value in self._inputs}
-        if set(feeds) != names:
-            found, wanted = (", ".join(sorted(some)) or "none" for some in (feeds, names))
-            raise DataError(f"inputs: found {found}, wanted {wanted}")
-        return {name: np.asarray(array) for name, array in feeds.items()}
+    def profile(self, input_feed: Feeds, repeats: int = 20) -> list[StepTime]:
+        """Time each step.
+
+        Parameters
+        ----------
+        input_feed : mapping of str to ndarray
+            An array for each input.
+        repeats : int
+            How many runs to take the medians of, after two to warm up.
+
+        Raises
+        ------
+        DataError
+            As for `run`.
+        """
+        feeds = check_feeds(self._inputs, input_feed)
+        runs = [self._programs.timed(feeds) for _ in range(repeats + 2)][2:]
+        return [
+            StepTime(step=_describe(instruction.step), seconds=median(times), output_bytes=size)
+            for instruction, times, size in zip(
+                self._network.instructions,
+                zip(*(run.seconds for run in runs), strict=True),
+                runs[-1].output_bytes,
+                strict=True,
+            )
+        ]
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Session cannot be pickled: make one in each process, from the model's path")
@@ -188,6 +235,22 @@ def _named(kind: type[T], what: str, given: str | T) -> T:
         return kind(given)
     except ValueError:
         raise ConfigError(f"{what}: found {given!r}, wanted one of {', '.join(kind)}") from None
+
+
+def _describe(step: Step | SegmentStep) -> StepInfo:
+    if isinstance(step, SegmentStep):
+        return StepInfo(name=step.name, kernel=step.kernel, nodes=len(step.segment.nodes))
+    return StepInfo(name=step.name, kernel=step.kernel, tier=step.tier, weight_bytes=step.resident_bytes)
+
+
+def _refuse_float(model: ir.Model) -> None:
+    """Refuse a model of layers that fgq could run, were they quantized."""
+    layers = float_products(model.graph)
+    if layers:
+        raise ModelError(
+            f"model: found {len(layers)} float layers ({layers[0].name}, ..) and no quantized ones; convert it "
+            "first (fgq convert), run it in onnxruntime, or give allow_float=True"
+        )
 
 
 def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
@@ -202,11 +265,3 @@ def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
     common.RemoveInitializersFromInputsPass()(model)
     InferShapes()(model)
     return model
-
-
-def _describe(value: ir.Value) -> NodeArg:
-    shape: list[int | str | None] = [
-        dim if isinstance(dim, int) else dim.value for dim in (value.shape or ())
-    ]
-    dtype = "float" if value.dtype is None else str(value.dtype).lower()
-    return NodeArg(name=str(value.name), shape=shape, type=f"tensor({dtype})")

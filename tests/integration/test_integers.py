@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fgq import Session, convert
 from fgq.kernels.dispatch import Wish
-from fgq.runtime.execute import LayerStep
+from fgq.runtime.products import ProductStep
 
 GROUP_SIZES = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 100])
 ACTIVATIONS = st.sampled_from(["int8", "int4"])
@@ -119,7 +119,9 @@ def check_sums(model, shape, seed, run):
     np.testing.assert_array_equal(*expected)
     for wish in Wish:
         (step,) = (
-            s for s in Session(model.SerializeToString(), kernels=wish)._steps if isinstance(s, LayerStep)
+            instruction.step
+            for instruction in Session(model.SerializeToString(), kernels=wish)._network.instructions
+            if isinstance(instruction.step, ProductStep)
         )
         acc = step.accumulate(source)
         assert acc.dtype == np.int32

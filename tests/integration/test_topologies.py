@@ -14,7 +14,7 @@ from fgq import Session, convert
 from fgq.eval.light_models import light_model
 from fgq.eval.topologies import SMALL, TOPOLOGIES
 from fgq.kernels.dispatch import Wish
-from fgq.runtime.execute import LayerStep
+from fgq.runtime.products import ProductStep
 
 EXTREMES = [(64, "int8"), (4, "int4")]
 SETTINGS = [*EXTREMES, (64, "int4"), (4, "int8")]
@@ -80,7 +80,8 @@ def check(model, layers, feeds_of_each_shape, run, wishes, *, float_end=False):
         names = [output.name for output in observed.graph.output]
         values = dict(zip(names, run(observed, feeds), strict=True))
         for wish, session in sessions.items():
-            steps = {s.layer.name: s for s in session._steps if isinstance(s, LayerStep)}
+            found = [instruction.step for instruction in session._network.instructions]
+            steps = {step.name: step for step in found if isinstance(step, ProductStep)}
             assert steps.keys() == named.keys()
             for name, (x, sums) in named.items():
                 expected = values[sums]

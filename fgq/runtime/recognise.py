@@ -13,6 +13,7 @@ from fgq.kernels.dispatch import Memory, Wish
 from fgq.runtime.arithmetic import BinaryStep, read_binary
 from fgq.runtime.concat import read_concat
 from fgq.runtime.edges import read_quantize
+from fgq.runtime.floats import read_gelu, read_layer_norm, read_softmax
 from fgq.runtime.layers import IntegerLayer, find_integer_layers
 from fgq.runtime.lookup import read_lookup
 from fgq.runtime.moves import read_move
@@ -23,6 +24,12 @@ from fgq.runtime.step import Step
 
 READERS = (read_binary, read_pool, read_concat, read_move)
 """What recognises steps other than products and quantization, each from the node that it is named after."""
+
+
+_QUANTIZED = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger "
+    "MatMulNBits".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +72,38 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
         follows = residuals.get(result) or _real_end(layer)
         product = ProductStep(layer, options.wish, options.memory, follows)
         makers[product.result] = product
+    for step in _float_steps(graph):
+        if layers and step.result not in makers:
+            makers[step.result] = step
     opset = graph.opset_imports[""]
     for node in graph:
         step = read_lookup(node, opset) or read_quantize(node)
         if step is not None and step.result not in makers and _pure(step.sources[0], makers):
             makers[step.result] = step
     return makers
+
+
+def _float_steps(graph: ir.Graph) -> list[Step]:
+    readers = (read_gelu, read_layer_norm, read_softmax)
+    return [step for node in graph for read in readers if (step := read(node)) is not None]
+
+
+def float_products(graph: ir.Graph) -> list[ir.Node]:
+    """List the Conv, MatMul and Gemm nodes that multiply real values by constant weights, if that is all.
+
+    Parameters
+    ----------
+    graph : onnx_ir.Graph
+
+    Returns
+    -------
+    list of onnx_ir.Node
+        Empty where anything in the graph is quantized.
+    """
+    if any(node.op_type in _QUANTIZED for node in graph.all_nodes()):
+        return []
+    products = [node for node in graph.all_nodes() if is_operator(node, "Conv", "MatMul", "Gemm")]
+    return [node for node in products if any(constant(value) is not None for value in node.inputs[:2])]
 
 
 def _residuals(
