@@ -32,6 +32,7 @@ takes longer to hand out fresh pages than a small layer takes to run.
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Callable
@@ -118,11 +119,14 @@ class Engine:
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Return an uninitialised array whose data begin at a multiple of 64 bytes."""
-    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(count + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    wanted: NDArray[Any] = memory[start : start + count].view(dtype).reshape(shape)
-    return wanted
+    memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, memory, _to_alignment(memory))
+
+
+@jit
+def _to_alignment(memory: NDArray[np.uint8]) -> int:
+    """Return how many bytes of an array lie before the first aligned one."""
+    return -memory.ctypes.data % ALIGNMENT
 
 
 def in_large_pages(array: NDArray[Any]) -> NDArray[Any]:
@@ -257,13 +261,15 @@ def drive(
     scratch = held.borrow(job.threads, job.scratch_bytes)
     flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     added = _NOTHING if residual is None else residual.reshape(-1).view(np.uint8)
-    integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
+    before = weights, flat, job.numbers, job.cut
+    after = bias, epilogue.integers, epilogue.factors(bias.size), epilogue.floats, added, result
+    if job.threads == 1:
+        # large weights leave nothing of the interpreter in the near caches: every step here counts
+        job.run(*before, 0, job.units, scratch[0], *after)
+        return
 
     def work(thread: int, begin: int, end: int) -> None:
-        job.run(
-            weights, flat, job.numbers, job.cut, begin, end, scratch[thread],
-            bias, integers, factors, floats, added, result,
-        )  # fmt: skip
+        job.run(*before, begin, end, scratch[thread], *after)
 
     spread(job.units, job.threads, work)
 
