@@ -32,11 +32,12 @@ takes longer to hand out fresh pages than a small layer takes to run.
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,14 @@ class Engine:
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """Return an uninitialised array whose data begin at a multiple of 64 bytes."""
-    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    memory = np.empty(count + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    wanted: NDArray[Any] = memory[start : start + count].view(dtype).reshape(shape)
-    return wanted
+    memory = np.empty(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8)
+    return np.ndarray(shape, dtype, memory, _to_alignment(memory))
+
+
+@jit
+def _to_alignment(memory: NDArray[np.uint8]) -> int:
+    """Return how many bytes of an array lie before the first aligned one."""
+    return -memory.ctypes.data % ALIGNMENT
 
 
 def in_large_pages(array: NDArray[Any]) -> NDArray[Any]:
@@ -276,21 +280,16 @@ def bind(
         return _nothing
     flat, result = x.reshape(-1), out.reshape(-1).view(np.uint8)
     added = _NOTHING if residual is None else residual.reshape(-1).view(np.uint8)
-    integers, factors, floats = epilogue.integers, epilogue.factors(bias.size), epilogue.floats
-    numbers, cut, run = job.numbers, job.cut, job.run
+    before = weights, flat, job.numbers, job.cut
+    after = bias, epilogue.integers, epilogue.factors(bias.size), epilogue.floats, added, result
     if job.threads == 1:
-        only, units = scratch[0], job.units
-        return lambda: run(
-            weights, flat, numbers, cut, 0, units, only, bias, integers, factors, floats, added, result
-        )
+        # large weights leave nothing of the interpreter in the near caches: every step here counts
+        return partial(job.run, *before, 0, job.units, scratch[0], *after)
 
     def work(thread: int, begin: int, end: int) -> None:
-        run(
-            weights, flat, numbers, cut, begin, end, scratch[thread],
-            bias, integers, factors, floats, added, result,
-        )  # fmt: skip
+        job.run(*before, begin, end, scratch[thread], *after)
 
-    return lambda: spread(job.units, job.threads, work)
+    return partial(spread, job.units, job.threads, work)
 
 
 def _nothing() -> None: ...

@@ -17,8 +17,10 @@ Algorithm
     The codes (:mod:`fgq.kernels.ternary_bytes`) are read once, from front to back. A pass is as many pairs
     of segments as keep their tables in the nearest cache; it runs over all outputs, whose sums wait in
     between. Tables are made anew in each pass, by masked additions. Further rows of activations find the
-    codes of a block in the nearest cache. Scales are bytes, two registers of 16-bit lanes for a pair: those
-    of outputs in the first or third quarter of a block low, those of the second or fourth high.
+    codes of a block in the nearest cache. Codes further on are asked for meanwhile: additions that wait for
+    codes would fill the processor's scheduler before it came to enough loads. Scales are bytes, two
+    registers of 16-bit lanes for a pair: those of outputs in the first or third quarter of a block low, those
+    of the second or fourth high.
 
 Accumulators
     Table entries are made non-negative: activations count from their middle (128 or 8), and 512 (or 32) is
@@ -62,6 +64,12 @@ _LOW_BITS = 5
 
 _SCALES = 2
 """Registers of scales in a pair of segments."""
+
+_LINE = 64
+"""Bytes of a cache line."""
+
+_AHEAD = 1 << 10
+"""Bytes that the codes which are asked for lie ahead of those which are looked up."""
 
 _TABLE_BYTES = 12 << 10
 """Tables of a pass, which share the nearest cache with the stream of weights."""
@@ -229,13 +237,21 @@ def _sums_of(e: Emitter, x: Any, field: Field, entries: int, middle: int) -> Val
 def multiply(e: Emitter, length: int, bits: int, codes: Any, pairs: Any, tables: Any, sums: Any) -> None:
     """Add to the sums of a block of outputs for some pairs of segments; codes, tables: of the first pair."""
     form, width = format_of(length, _triples(e.isa)), e.isa.width
-    segment_tables = len(form.fields) * _parts(bits) * width
+    segment_tables, pair_bytes = len(form.fields) * _parts(bits) * width, (2 * form.size + _SCALES) * width
     totals = [e.variable(e.load(sums + quarter * width, i32)) for quarter in range(4)]
     for pair in e.range(0, pairs):
-        line = codes + pair * ((2 * form.size + _SCALES) * width)
+        line = codes + pair * pair_bytes
         table = tables + pair * (2 * segment_tables)
         one, other = (
-            _segment_sums(e, length, bits, line + half * form.size * width, table + half * segment_tables)
+            _segment_sums(
+                e,
+                length,
+                bits,
+                line + half * form.size * width,
+                table + half * segment_tables,
+                line + (_AHEAD + half * pair_bytes // 2),
+                pair_bytes // 2,
+            )
             for half in range(2)
         )
         for odd in range(2):
@@ -247,10 +263,16 @@ def multiply(e: Emitter, length: int, bits: int, codes: Any, pairs: Any, tables:
         e.store(sums + quarter * width, totals[quarter])
 
 
-def _segment_sums(e: Emitter, length: int, bits: int, codes: Any, tables: Any) -> tuple[Value, Value]:
-    """Emit the int16 sums of a segment: those of the even bytes and of the odd ones."""
+def _segment_sums(
+    e: Emitter, length: int, bits: int, codes: Any, tables: Any, asked: Any, asked_bytes: int
+) -> tuple[Value, Value]:
+    """Emit the int16 sums of a segment: those of the even bytes and of the odd ones.
+
+    In between, the `asked_bytes` from `asked` on are asked for.
+    """
     form, width, parts = format_of(length, _triples(e.isa)), e.isa.width, _parts(bits)
     find = e.permuted if _triples(e.isa) else e.permuted_in_16
+    lines = -(-asked_bytes // _LINE)
     batches = -(-len(form.fields) // (8 if bits == 8 else 4))
     # for each table the sums of 16-bit lanes as they are, and of their high bytes
     wide: list[tuple[Value, Value]] = []
@@ -259,6 +281,8 @@ def _segment_sums(e: Emitter, length: int, bits: int, codes: Any, tables: Any) -
         narrow: list[Value] = []
         for number in range(begin, end):
             index = _index(e, form.fields[number], codes)
+            for line in range(number * lines // len(form.fields), (number + 1) * lines // len(form.fields)):
+                e.prefetch(asked + line * _LINE)
             found = [find(e.load(tables + (number * parts + p) * width, i8), index) for p in range(parts)]
             narrow = [a + b for a, b in zip(narrow, found, strict=True)] if narrow else found
         lanes = [total.bits_as(i16) for total in narrow]

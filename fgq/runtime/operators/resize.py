@@ -1,0 +1,172 @@
+"""Resize: every axis by itself, nearest values by index and interpolations by a small matrix.
+
+Positions are computed in float32, in the order of operations of onnxruntime's CPU provider
+(onnxruntime/core/providers/cpu/tensor/upsamplebase.h), so that integers picked by the nearest position are
+the same. An interpolated value is ``sum_i f(s * (i - at)) * x[i]``, divided by the sum of the weights: f is a
+triangle, or the cubic of R. Keys, Cubic convolution interpolation for digital image processing, IEEE
+Transactions on Acoustics, Speech, and Signal Processing 29, 1981; s is 1, or with `antialias` the scale where
+it is below 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fgq.errors import ModelError
+from fgq.runtime.operators.cast import computable, limits
+from fgq.runtime.operators.operator import Array
+
+_SUPPORT = {"linear": 1, "cubic": 2}
+
+_TIE = 1e-6
+"""Positions so near to the middle of two values count as the middle (onnxruntime 1.31)."""
+
+
+def resize(
+    x: Array,
+    *parameters: Array | None,
+    antialias: int = 0,
+    axes: Sequence[int] | None = None,
+    coordinate_transformation_mode: str | None = None,
+    cubic_coeff_a: float = -0.75,
+    exclude_outside: int = 0,
+    extrapolation_value: float = 0.0,
+    keep_aspect_ratio_policy: str = "stretch",
+    mode: str = "nearest",
+    nearest_mode: str | None = None,
+    opset: int,
+) -> Array:
+    """Resize to scales or sizes; `parameters` are (scales) in opset 10, (roi, scales, sizes) since."""
+    if opset < 11:
+        parameters = (None, *parameters)
+        coordinate_transformation_mode, nearest_mode = "asymmetric", "simple"
+    roi, scales, sizes = (None if p is None or p.size == 0 else p for p in (*parameters, None, None)[:3])
+    chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
+    length = [x.shape[axis] for axis in chosen]
+    if (scales is None) == (sizes is None):
+        raise ModelError("found scales and sizes or neither, wanted one of them")
+    if sizes is None:
+        factors = np.asarray(scales, np.float32)
+        made = [math.floor(np.float32(size) * factor) for size, factor in zip(length, factors, strict=True)]
+    else:
+        made, factors = _fitted(length, [int(size) for size in sizes], keep_aspect_ratio_policy)
+    widths = np.array(made, np.float32) if sizes is not None else factors * np.array(length, np.float32)
+    regions = np.stack([np.zeros(len(length)), np.ones(len(length))]) if roi is None else roi.reshape(2, -1)
+
+    wide, outside = computable(x), []
+    transformation = coordinate_transformation_mode or "half_pixel"
+    for index, axis in enumerate(chosen):
+        size, factor, width = length[index], factors[index], widths[index]
+        region = regions[:, index].astype(np.float32)
+        if size == made[index] and factor == 1 and transformation != "tf_crop_and_resize":
+            continue
+        at = _positions(transformation, made[index], width, size, factor, region)
+        if transformation == "tf_crop_and_resize":
+            lies = (at < 0) | (at > size - 1)
+            outside.append(lies.reshape(-1, *[1] * (x.ndim - axis - 1)))
+        if mode == "nearest":
+            wide = wide.take(_nearest(at, size, nearest_mode or "round_prefer_floor", factor), axis)
+            continue
+        if mode not in _SUPPORT:
+            raise ModelError(f"mode: found {mode!r}, wanted nearest, linear or cubic")
+        sharpness = min(float(factor), 1.0) if antialias else 1.0
+        weights = _weights(at, size, mode, sharpness, cubic_coeff_a, bool(exclude_outside))
+        wide = np.moveaxis(np.tensordot(weights, wide.astype(np.float64), (1, axis)), 0, axis)
+    for lies in outside:
+        wide = np.where(lies, extrapolation_value, wide)
+    ends = limits(x.dtype)
+    if ends is not None and mode != "nearest":
+        wide = np.clip(np.rint(wide), *ends)
+    return wide.astype(x.dtype, copy=False)
+
+
+def _fitted(length: Sequence[int], sizes: list[int], policy: str) -> tuple[list[int], Array]:
+    """Return sizes and factors, the same factor for all axes where the aspect ratio is kept."""
+    factors = np.array(sizes, np.float32) / np.array(length, np.float32)
+    if policy == "stretch":
+        return sizes, factors
+    choose = {"not_larger": np.min, "not_smaller": np.max}.get(policy)
+    if choose is None:
+        raise ModelError(
+            f"keep_aspect_ratio_policy: found {policy!r}, wanted stretch, not_larger or not_smaller"
+        )
+    factor = np.float32(choose(factors))
+    made = [math.floor(factor * np.float32(size) + np.float32(0.5)) for size in length]
+    return made, np.full(len(length), factor)
+
+
+def _positions(
+    mode: str, made: int, width: np.float32, size: int, factor: np.float32, region: Array
+) -> Array:
+    """Return where each new value lies among the old ones (ONNX Resize, coordinate_transformation_mode).
+
+    `width` is how many new values there would be if there could be a fraction of one.
+    """
+    new: Array = np.arange(made, dtype=np.float32)
+    half, one = np.float32(0.5), np.float32(1)
+    last = np.float32(size - 1)
+    if mode == "asymmetric":
+        return new / factor
+    if mode == "half_pixel":
+        return (new + half) / factor - half
+    if mode == "half_pixel_symmetric":
+        offset = np.float32(size) / 2 * (one - np.float32(made) / (factor * np.float32(size)))
+        return np.asarray(offset + (new + 0.5).astype(np.float64) / factor - 0.5, np.float32)
+    if mode == "pytorch_half_pixel":
+        return (new + half) / factor - half if made > 1 else new
+    if mode == "tf_half_pixel_for_nn":
+        return (new + half) / factor
+    if mode == "align_corners":
+        return new * last / (width - one) if made > 1 else new
+    if mode == "tf_crop_and_resize":
+        start, end = np.float32(region[0]), np.float32(region[1])
+        if made == 1:
+            return new + half * (start + end) * last
+        return start * last + new * (end - start) * last / np.float32(made - 1)
+    raise ModelError(f"coordinate_transformation_mode: found {mode!r}, wanted one of ONNX's")
+
+
+def _nearest(at: Array, size: int, mode: str, factor: np.float32) -> Array:
+    """Return the index of the nearest old value."""
+    whole = np.floor(at)
+    above = (at - whole).astype(np.float64) - 0.5
+    rules = {
+        "simple": np.ceil(at) if factor < 1 else np.trunc(at),
+        "floor": whole,
+        "ceil": np.ceil(at),
+        "round_prefer_floor": whole + (above > _TIE),
+        "round_prefer_ceil": whole + (above >= -_TIE),
+    }
+    if mode not in rules:
+        raise ModelError(f"nearest_mode: found {mode!r}, wanted one of ONNX's")
+    index: Array = np.clip(rules[mode], 0, size - 1)
+    return index.astype(np.intp)
+
+
+def _weights(at: Array, size: int, mode: str, sharpness: float, a: float, exclude_outside: bool) -> Array:
+    """Return the matrix [new values, old values] of an interpolation.
+
+    Positions outside stand for the first or last value, or for nothing with `exclude_outside`.
+    """
+    reach = math.ceil(_SUPPORT[mode] / sharpness)
+    exact = at.astype(np.float64)[:, None]
+    near = np.floor(exact) + np.arange(1 - reach, reach + 1)
+    away = np.abs(near - exact) * sharpness
+    if mode == "linear":
+        weight = np.maximum(1 - away, 0)
+    else:
+        inner = ((a + 2) * away - (a + 3)) * away**2 + 1
+        outer = a * (((away - 5) * away + 8) * away - 4)
+        weight = np.where(away <= 1, inner, np.where(away < 2, outer, 0))
+    if exclude_outside:
+        weight[(near < 0) | (near > size - 1)] = 0
+    weight /= weight.sum(1, keepdims=True)
+    matrix = np.zeros((len(at), size))
+    np.add.at(matrix, (np.arange(len(at))[:, None], np.clip(near, 0, size - 1).astype(np.intp)), weight)
+    return matrix
+
+
+OPERATORS = {"Resize": resize}
