@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from fgq.runtime.moves import ReorderStep
 from fgq.runtime.orders import Order
-from fgq.runtime.segments import SegmentStep
+from fgq.runtime.segments import ForeignStep
 from fgq.runtime.step import Step
 
 
@@ -20,11 +20,11 @@ class Instruction:
 
     Parameters
     ----------
-    step : Step or SegmentStep
+    step : Step or ForeignStep
     reads, writes : tuple of int
     """
 
-    step: Step | SegmentStep
+    step: Step | ForeignStep
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
@@ -62,8 +62,8 @@ class _Builder:
         self.network = Network()
         self._held: dict[ir.Value, dict[_Form, int]] = {}
 
-    def add(self, step: Step | SegmentStep) -> None:
-        if isinstance(step, SegmentStep):
+    def add(self, step: Step | ForeignStep) -> None:
+        if isinstance(step, ForeignStep):
             plain = _Form(None, raised=False)
             reads = tuple(self.slot(value, plain) for value in step.segment.inputs)
             writes = tuple(self.new(value, plain) for value in step.segment.outputs)
@@ -96,13 +96,13 @@ class _Builder:
 
 
 def build(
-    steps: Sequence[Step | SegmentStep], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
+    steps: Sequence[Step | ForeignStep], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
 ) -> Network:
     """Give every value a slot, and bring those into another order whose readers want it.
 
     Parameters
     ----------
-    steps : sequence of Step or SegmentStep
+    steps : sequence of Step or ForeignStep
         In the order in which they run.
     inputs, outputs : sequence of onnx_ir.Value
         The model's.

@@ -19,7 +19,7 @@ from fgq.kernels.driver import aligned
 from fgq.runtime.edges import QuantizeStep
 from fgq.runtime.memory import Tenant, arrange
 from fgq.runtime.network import Instruction, Network
-from fgq.runtime.segments import SegmentStep, bindable
+from fgq.runtime.segments import ForeignStep, SegmentStep, bindable
 from fgq.runtime.step import Array, Call, Step
 
 Shapes = tuple[tuple[int, ...] | None, ...]
@@ -85,7 +85,7 @@ def trace(
         begin = time.perf_counter()
         arrays = [values[slot] for slot in instruction.reads]
         step = instruction.step
-        if isinstance(step, SegmentStep):
+        if isinstance(step, ForeignStep):
             for slot, value in zip(instruction.writes, step.run(arrays), strict=True):
                 values[slot] = value
         else:
@@ -102,7 +102,9 @@ def trace(
             times.seconds.append(time.perf_counter() - begin)
             times.output_bytes.append(sum(getattr(values[slot], "nbytes", 0) for slot in instruction.writes))
     outputs = {name: values[slot] for name, slot in network.outputs.items()}
-    if not all(map(bindable, values)):
+    steps = [instruction.step for instruction in network.instructions]
+    foreign = any(isinstance(step, ForeignStep) and not isinstance(step, SegmentStep) for step in steps)
+    if foreign or not all(map(bindable, values)):
         return outputs, None
     return outputs, Layout([(value.shape, value.dtype) for value in values], roots)
 
@@ -179,17 +181,19 @@ class Program:
         most = 0
         for instruction in self._network.instructions:
             read = [arrays[slot] for slot in instruction.reads]
-            if isinstance(instruction.step, SegmentStep):
-                todo.append(instruction.step.bind(read, [arrays[slot] for slot in instruction.writes]))
+            step = instruction.step
+            if isinstance(step, ForeignStep):
+                assert isinstance(step, SegmentStep)
+                todo.append(step.bind(read, [arrays[slot] for slot in instruction.writes]))
                 continue
             (slot,) = instruction.writes
-            view = instruction.step.alias(read)
+            view = step.alias(read)
             if view is not None:
                 arrays[slot] = view
                 todo.append(_nothing)
                 continue
-            most = max(most, instruction.step.scratch_bytes(read, threads))
-            todo.append((instruction.step, read, arrays[slot], instruction))
+            most = max(most, step.scratch_bytes(read, threads))
+            todo.append((step, read, arrays[slot], instruction))
         self._scratch = aligned((most,), np.uint8)
         for entry in todo:
             if not isinstance(entry, tuple):

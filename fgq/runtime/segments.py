@@ -1,20 +1,106 @@
-"""Parts of a model that onnxruntime runs."""
+"""Parts of a model that fgq's kernels do not run: onnxruntime does, or where it may not, NumPy."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 
 from fgq import onnx_file
-from fgq.errors import DataError, ModelError
+from fgq.container import constant, is_unpack, unpacked
+from fgq.errors import DataError, FgqError, ModelError
+from fgq.runtime import operators
 from fgq.runtime.plan import Segment
 from fgq.runtime.step import Array, Call
 
 
-class SegmentStep:
+class ForeignStep(ABC):
+    """A segment made ready to run.
+
+    Parameters
+    ----------
+    segment : Segment
+    """
+
+    kernel: str
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+
+    @property
+    def name(self) -> str:
+        """The names of the segment's outputs."""
+        return ", ".join(str(value.name) for value in self.segment.outputs)
+
+    @abstractmethod
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """Compute the outputs for these inputs.
+
+        Raises
+        ------
+        DataError
+            If the inputs do not fit.
+        """
+
+
+class NumpyStep(ForeignStep):
+    """A segment whose nodes are computed one by one by `fgq.runtime.operators`.
+
+    Parameters
+    ----------
+    segment : Segment
+    opset : int
+        Of the standard operators.
+
+    Raises
+    ------
+    ModelError
+        If one of its nodes is of another operator.
+    """
+
+    kernel = "numpy"
+
+    def __init__(self, segment: Segment, opset: int) -> None:
+        super().__init__(segment)
+        self._opset = opset
+        self._calls: list[tuple[ir.Node, operators.Operator, dict[str, Any]]] = []
+        self._constants: dict[ir.Value, Array] = {}
+        for node in segment.nodes:
+            self._constants.update(
+                (value, array)
+                for value in node.inputs
+                if value is not None and (array := constant(value)) is not None
+            )
+            if is_unpack(node):
+                self._constants[node.outputs[0]] = unpacked(node)
+                continue
+            operator = operators.find(node.domain, node.op_type)
+            if operator is None:
+                raise ModelError(
+                    f"{node.name or node.op_type}: found the operator {node.op_type}, which runs in onnxruntime "
+                    "only: leave fallback=True"
+                )
+            self._calls.append((node, operator, operators.attributes_of(node)))
+
+    def run(self, arrays: Sequence[Any]) -> list[Any]:
+        """See `ForeignStep`."""
+        values: dict[ir.Value | None, Any] = {None: None, **self._constants}
+        values.update(zip(self.segment.inputs, arrays, strict=True))
+        for node, operator, attributes in self._calls:
+            inputs = [values[value] for value in node.inputs]
+            try:
+                results = operator(inputs, attributes, self._opset, len(node.outputs))
+            except FgqError as error:
+                raise type(error)(f"{node.name or 'node'}: {error}") from None
+            values.update(zip(node.outputs, results, strict=False))
+        return [values[value] for value in self.segment.outputs]
+
+
+class SegmentStep(ForeignStep):
     """A segment, loaded into onnxruntime.
 
     Parameters
@@ -30,11 +116,9 @@ class SegmentStep:
     """
 
     kernel = "onnxruntime"
-    tier = ""
 
     def __init__(self, segment: Segment, threads: int | None) -> None:
-        self.segment = segment
-        self.name = ", ".join(str(value.name) for value in segment.outputs)
+        super().__init__(segment)
         self._inputs = [str(value.name) for value in segment.inputs]
         self._outputs = [str(value.name) for value in segment.outputs]
         options = onnxruntime.SessionOptions()
@@ -52,13 +136,7 @@ class SegmentStep:
                 ) from None
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
-        """Compute the outputs for these inputs.
-
-        Raises
-        ------
-        DataError
-            If onnxruntime cannot run on them.
-        """
+        """See `ForeignStep`."""
         try:
             return list(self.session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
         except Exception as error:

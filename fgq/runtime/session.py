@@ -23,7 +23,7 @@ from fgq.runtime.network import build
 from fgq.runtime.plan import plan
 from fgq.runtime.program import Programs
 from fgq.runtime.recognise import Options, find_steps, float_products
-from fgq.runtime.segments import SegmentStep
+from fgq.runtime.segments import ForeignStep, NumpyStep, SegmentStep
 from fgq.runtime.step import Step
 from fgq.shapes import InferShapes
 
@@ -45,7 +45,7 @@ class StepInfo:
     tier : str
         The instruction set, empty where that is left to others.
     nodes : int
-        How many of the model's nodes onnxruntime runs in it; 0 for a step of fgq's.
+        How many of the model's nodes onnxruntime, or NumPy, runs in it; 0 for a step of fgq's kernels.
     weight_bytes : int
         Memory that its weights take in the forms that have been needed so far.
     """
@@ -98,6 +98,9 @@ class Session:
     allow_float : bool
         Whether to run a float model, whole, in onnxruntime. It is refused otherwise, since nothing in it would
         be faster or smaller.
+    fallback : bool
+        Whether onnxruntime may run what fgq's kernels do not. Otherwise NumPy does, slowly, and a model that
+        needs more than `fgq.runtime.operators` has is refused.
 
     Raises
     ------
@@ -120,6 +123,7 @@ class Session:
         memory: str | Memory = Memory.AUTO,
         threads: int | None = None,
         allow_float: bool = False,
+        fallback: bool = True,
     ) -> None:
         options = Options(_named(Wish, "kernels", kernels), _named(Memory, "memory", memory))
         if threads is not None and threads < 1:
@@ -135,12 +139,19 @@ class Session:
         }
         planned = plan(model, find_steps(model.graph, options))
         integers = any(isinstance(step, Step) for step in planned)
-        if not integers and not allow_float:
+        if not integers and not allow_float and fallback:
             _refuse_float(model)
         self._threads = default_threads() if threads is None else threads
         if threads is None and integers:
             threads = 1
-        steps = [step if isinstance(step, Step) else SegmentStep(step, threads) for step in planned]
+        steps = [
+            step
+            if isinstance(step, Step)
+            else SegmentStep(step, threads)
+            if fallback
+            else NumpyStep(step, model.opset_imports.get("", 1))
+            for step in planned
+        ]
         computed = [value for value in model.graph.outputs if str(value.name) not in self._constants]
         self._network = build(steps, model.graph.inputs, computed)
         self._programs = Programs(self._network, self._threads)
@@ -237,8 +248,8 @@ def _named(kind: type[T], what: str, given: str | T) -> T:
         raise ConfigError(f"{what}: found {given!r}, wanted one of {', '.join(kind)}") from None
 
 
-def _describe(step: Step | SegmentStep) -> StepInfo:
-    if isinstance(step, SegmentStep):
+def _describe(step: Step | ForeignStep) -> StepInfo:
+    if isinstance(step, ForeignStep):
         return StepInfo(name=step.name, kernel=step.kernel, nodes=len(step.segment.nodes))
     return StepInfo(name=step.name, kernel=step.kernel, tier=step.tier, weight_bytes=step.resident_bytes)
 

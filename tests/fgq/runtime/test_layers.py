@@ -95,12 +95,22 @@ def test_results_that_stay_float(make_model, run, bounds):
     [
         ("s", np.full(8, 0.1, np.float32)),  # a scale for each channel of the activations
         ("zw", np.ones(5, np.int8)),  # weights with a zero point
-        ("zx", np.int8(7)),
     ],
 )
 def test_foreign_layers_are_left_to_onnxruntime(make_model, name, value):
     weights = WEIGHTS | {name: value}
-    text = LAYER.format(bounds="", quantize="y = QuantizeLinear(b, one, zy)").replace(
-        "uint8[N,8] x", "int8[N,8] x"
-    )
+    text = LAYER.format(bounds="", quantize="y = QuantizeLinear(b, one, zy)")
     assert not find_integer_layers(ir.from_proto(make_model(text, weights)).graph)
+
+
+def test_int8_activations_are_held_as_the_uint8_above_them(make_model, run):
+    weights = WEIGHTS | {"zx": np.int8(7), "zy": np.int8(-28)}
+    text = LAYER.format(bounds="c = Relu(b)", quantize=EIGHT).replace("uint8", "int8")
+    model = make_model(text, weights)
+    layer = layer_of(model)
+    assert layer.activation.zero_point == 135
+    assert (layer.requantization.lowest, layer.requantization.highest) == (100, 255)
+    x = RNG.integers(-128, 128, (50, 8)).astype(np.int8)
+    (ours,), (theirs,) = Session(model.SerializeToString()).run(None, {"x": x}), run(model, {"x": x})
+    assert ours.dtype == np.int8
+    assert np.abs(ours.astype(int) - theirs).max() <= 1  # as above
