@@ -41,7 +41,7 @@ def test_engines_compute_every_output(model, runtime, threads):
 def test_names_and_labels(model):
     ours = engine_of(Runtime.FGQ, model)
     theirs = Engine(runtime=Runtime.ONNXRUNTIME, form="dynamic int8", path=model)
-    assert (ours.name, str(ours)) == ("fgq", "fgq, 64, auto, fast")
+    assert (ours.name, str(ours)) == ("fgq", "fgq, N=64, auto, fast")
     assert theirs.name == str(theirs) == "onnxruntime dynamic int8"
 
 

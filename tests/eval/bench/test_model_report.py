@@ -7,8 +7,9 @@ import pytest
 from fgq.display import as_json
 from fgq.errors import DataError
 from fgq.eval.bench import model_report
+from fgq.eval.bench.baselines import FLOAT, OPENVINO
 from fgq.eval.bench.kernels import WISHES
-from fgq.eval.bench.model_claims import DYNAMIC, FLOAT, INT8, OPENVINO, claims
+from fgq.eval.bench.model_claims import DYNAMIC, INT8, claims
 from fgq.eval.bench.report import DISTURBED
 from fgq.eval.bench.whole_models import Result, Row
 

@@ -82,7 +82,7 @@ def test_kernels_that_differ_are_refused(files, no_processes, monkeypatch):
 
     monkeypatch.setattr(whole_models, "load", wrong)
     with pytest.raises(
-        KernelError, match=r"model\.onnx: found other results from fgq, 64, dot, fast than from"
+        KernelError, match=r"model\.onnx: found other results from fgq, N=64, dot, fast than from"
     ):
         bench_models([Trial(model=model, data=data)], quiet, quick=True)
 
