@@ -180,14 +180,11 @@ def _erf(x: Array) -> Array:
         return np.asarray(top / bottom)
 
     size = np.abs(x)
-    square = size * size
-    with np.errstate(all="ignore"):  # each branch is computed where it does not hold, too
-        near = x * quotient(_NEAR, np.where(size <= 0.5, square, 0.0))
-        bounded = np.clip(size, 0.46875, 6.0)  # erf is 1.0 from there on
-        middle = quotient(_MIDDLE, bounded)
-        inverse = 1 / (bounded * bounded)
-        far = (1 / np.sqrt(np.pi) - inverse * quotient(_FAR, inverse)) / bounded
-        rest = np.exp(-bounded * bounded) * np.where(bounded <= 4, middle, far)
+    near = x * quotient(_NEAR, np.minimum(size, 0.46875) ** 2)
+    bounded = np.clip(size, 0.46875, 6.0)  # erf is 1.0 from there on
+    inverse = 1 / (bounded * bounded)
+    far = (1 / np.sqrt(np.pi) - inverse * quotient(_FAR, inverse)) / bounded
+    rest = np.exp(-bounded * bounded) * np.where(bounded <= 4, quotient(_MIDDLE, bounded), far)
     outer = np.copysign(1 - rest, x)
     return np.where(np.isnan(x), x, np.where(size <= 0.46875, near, outer))
 
