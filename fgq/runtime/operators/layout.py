@@ -48,6 +48,12 @@ def constant(
     return given[0]
 
 
+def constant_of_shape(sizes: Array, /, *, value: Array | None = None) -> Array:
+    """Return one value, 0.0 unless given, in the shape that the input holds."""
+    given = np.zeros(1, np.float32) if value is None else value
+    return np.full(tuple(int(size) for size in sizes), given.reshape(()), given.dtype)
+
+
 def shape(x: Array, /, *, start: int = 0, end: int | None = None) -> Array:
     """Return the dimensions from `start` to `end`."""
     return np.array(x.shape[start:end], np.int64)
@@ -178,6 +184,7 @@ def pad(
 OPERATORS = {
     "Concat": concat,
     "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,

@@ -109,7 +109,7 @@ class Operator:
                 results = self._function(*inputs, **attributes, **known)
         except FgqError as error:
             raise type(error)(f"{self.op_type}: {error}") from None
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
             found = ", ".join("none" if x is None else _describe(x) for x in inputs)
             raise DataError(f"{self.op_type}: found {found}, which do not fit ({error})") from None
         several = results if isinstance(results, tuple) else (results,)

@@ -74,7 +74,8 @@ def resize(
             raise ModelError(f"mode: found {mode!r}, wanted nearest, linear or cubic")
         sharpness = min(float(factor), 1.0) if antialias else 1.0
         weights = _weights(at, size, mode, sharpness, cubic_coeff_a, bool(exclude_outside))
-        wide = np.moveaxis(np.tensordot(weights, wide.astype(np.float64), (1, axis)), 0, axis)
+        weights = weights.astype(np.result_type(wide, np.float32))
+        wide = np.moveaxis(np.moveaxis(wide, axis, -1) @ weights.T, -1, axis)
     for lies in outside:
         wide = np.where(lies, extrapolation_value, wide)
     ends = limits(x.dtype)

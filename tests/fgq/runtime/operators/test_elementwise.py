@@ -127,3 +127,32 @@ def test_gelu_of_doubles(approximate):
     expected = torch.nn.functional.gelu(torch.from_numpy(x), approximate=approximate).numpy()
     # below -4 the distribution's tail is a difference of numbers near 1
     np.testing.assert_allclose(run("Gelu", x, approximate=approximate), expected, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("base", "exponent"),
+    [(np.float32, np.float32), (np.float32, np.int64), (np.float64, np.float32), (np.int32, np.int32)],
+)
+def test_powers(same, base, exponent):
+    a, b = RNG.integers(1, 9, 50).astype(base), RNG.integers(0, 6, 50).astype(exponent)
+    same("Pow", [a, b], rtol=1e-6)  # a power in floats may be off by a few units in the last place
+    same("Pow", [a, b[:1]], rtol=1e-6)
+
+
+def test_integers_to_negative_powers_lose_their_fraction(same):
+    same("Pow", [np.array([2, 1, 5], np.int32), np.array([-1.0, -3.0, 2.0], np.float32)])
+    assert run("Pow", np.array([2, 1], np.int32), np.array([-1, -3])).tolist() == [0, 1]
+
+
+def test_choice_comparison_and_sums(same):
+    a, b = whole(np.int32, 2, 3, 1), whole(np.int32, 3, 4)
+    b[1, 2] = a[1, 1, 0]
+    same("Equal", [a, b])
+    same("Where", [a > 0, a, b])
+    same("Where", [FLOATS > 0, FLOATS, np.array(7, np.float32)])
+    same("Sum", [FLOATS, FLOATS[:1], FLOATS[::-1].copy()])
+    same("Sum", [FLOATS])
+    words = np.array(["a", "b"], object)
+    same("Equal", [words, words[::-1].copy()])
+    same("Where", [np.array([True, False]), words, words[::-1].copy()])
+    assert not run("Equal", np.array([np.nan]), np.array([np.nan])).any()

@@ -165,3 +165,11 @@ def test_strings(same):
     same("Concat", [words, words], axis=1)
     same("Gather", [words, ints(1)])
     assert run("Pad", words, ints(0, 0, 0, 1)).tolist() == [["a", "b", ""], ["c", "", ""]]
+
+
+def test_constant_of_shape(same):
+    same("ConstantOfShape", [ints(2, 0, 3)])
+    (found,) = operators.find("", "ConstantOfShape")([ints(2, 3)], {"value": np.array([7], np.int8)}, 21)
+    np.testing.assert_array_equal(found, np.full((2, 3), 7, np.int8))
+    assert found.dtype == np.int8
+    assert run("ConstantOfShape", ints()).shape == ()

@@ -58,3 +58,31 @@ def test_constant_rows_become_the_bias():
     )
     np.testing.assert_array_equal(found, 7)
     np.testing.assert_allclose(inverse, 1 / np.sqrt(1e-5), rtol=1e-6)
+
+
+def test_means(same):
+    same("ReduceMean", [X, np.array([1, -1])], opset=18, **CLOSE)
+    same("ReduceMean", [X, np.array([2])], opset=18, keepdims=0, **CLOSE)
+    same("ReduceMean", [X], opset=18, **CLOSE)
+    same("ReduceMean", [X, np.zeros(0, np.int64)], opset=18, keepdims=0, **CLOSE)
+    same("ReduceMean", [X, np.zeros(0, np.int64)], opset=18, noop_with_empty_axes=1)
+    same("ReduceMean", [X], opset=13, axes=[0, 2], **CLOSE)
+    halves = np.full((4096,), 100.1, np.float16)
+    assert run("ReduceMean", halves)[0] == halves[:1]
+
+
+@pytest.mark.parametrize("opset", [9, 15])
+def test_batch_normalization(same, opset):
+    scale, bias, mean = (RNG.standard_normal(3).astype(np.float32) for _ in range(3))
+    statistics = [mean, RNG.uniform(0.1, 2, 3).astype(np.float32)]
+    same("BatchNormalization", [X, scale, bias, *statistics], opset=opset, epsilon=1e-3, **CLOSE)
+
+
+def test_batch_normalization_in_training():
+    scale, bias, mean = (RNG.standard_normal(3).astype(np.float32) for _ in range(3))
+    variance = RNG.uniform(0.1, 2, 3).astype(np.float32)
+    found, *_ = run("BatchNormalization", X, scale, bias, mean, variance, training_mode=1)
+    expected = torch.nn.functional.batch_norm(
+        torch.from_numpy(X), None, None, torch.from_numpy(scale), torch.from_numpy(bias), training=True
+    )
+    np.testing.assert_allclose(found, expected.numpy(), **CLOSE)

@@ -1,12 +1,14 @@
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper, parser
 
-from fgq.errors import DataError, ModelError
+from fgq.errors import DataError, FgqError, ModelError
 from fgq.runtime import operators
 from fgq.runtime.operators.operator import Operator
 
@@ -83,6 +85,41 @@ def test_infinities_and_wrapped_integers_are_no_warnings():
     assert wrapped.tolist() == [4]
     (infinite,) = divide([np.array([1.0], np.float32), np.array([0.0], np.float32)], {}, 17)
     assert np.isinf(infinite).all()
+
+
+def some_input(rng):
+    dtype = rng.choice([np.float32, np.uint8, np.int8, np.int64, np.bool_, np.float16])
+    shape = rng.integers(0, 5, rng.integers(0, 5))
+    choices = [None, rng.integers(-3, 9, shape).astype(dtype), np.array(["a"], object), [X, X]]
+    return choices[rng.choice(4, p=[0.05, 0.85, 0.05, 0.05])]
+
+
+def some_value(kind, rng):
+    return {
+        onnx.AttributeProto.INT: lambda: int(rng.integers(-3, 9)),
+        onnx.AttributeProto.INTS: lambda: rng.integers(-2, 4, rng.integers(0, 5)).tolist(),
+        onnx.AttributeProto.FLOAT: lambda: float(rng.normal()),
+        onnx.AttributeProto.STRING: lambda: str(
+            rng.choice(["SAME_UPPER", "linear", "cubic", "reflect", "tanh"])
+        ),
+    }.get(kind, lambda: None)()
+
+
+@pytest.mark.parametrize("name", operators.names())
+def test_nonsense_is_refused_by_our_own_errors(name):
+    """A model is untrusted: whatever its nodes say, there is a result or an FgqError."""
+    schema, rng = onnx.defs.get_schema(name), np.random.default_rng(0)
+    for _ in range(150):
+        inputs = [some_input(rng) for _ in range(rng.integers(0, min(schema.max_input, 4) + 1))]
+        attributes = {
+            key: some_value(attribute.type.value, rng)
+            for key, attribute in schema.attributes.items()
+            if rng.random() < 0.5
+        }
+        with suppress(FgqError):
+            assert isinstance(
+                operators.find("", name)(inputs, attributes, int(rng.choice([9, 12, 17, 25]))), tuple
+            )
 
 
 def test_loading_the_operators_loads_no_onnxruntime_kernels_of_ours():
