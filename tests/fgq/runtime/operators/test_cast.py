@@ -14,7 +14,7 @@ PLAIN = [
     *(np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64),
     *(np.float16, np.float32, np.float64),
 ]
-SMALL = [name for name in ("int4", "uint4", "int2", "uint2") if hasattr(ml_dtypes, name)]
+SMALL = ["int4", "uint4", "int2", "uint2"]
 EIGHT = ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"]
 FLOATS = np.array(
     [0, -0.0, 1, -1, 1.06, 3.3, -7.77, 1e-3, 2**-10, 460, 465, -1e6, 1e30, np.inf, -np.inf, np.nan],
