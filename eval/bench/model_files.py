@@ -197,10 +197,10 @@ class Forms:
 def make_forms(subject: Subject, group_sizes: Sequence[int], folder: Path, progress: Progress) -> Forms:
     """Make all that can be made of a model.
 
-    A float model is converted for each group size, in the way that takes least time, and quantized by onnxruntime on the same data:
-    statically, as quantize and dequantize nodes with uint8 activations and int8 weights per channel; and
-    dynamically where it has no convolution, for those are slow so. Of a converted model its own int8 and
-    float form are written.
+    A float model is converted for each group size, by the recipe that takes least time, and quantized by
+    onnxruntime on the same data: statically, as quantize and dequantize nodes with uint8 activations and
+    int8 weights per channel; and dynamically where it has no convolution, for those are slow so. Of a
+    converted model its own int8 and float form are written.
 
     Parameters
     ----------
