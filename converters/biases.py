@@ -20,13 +20,13 @@ class Bias(NamedTuple):
     ----------
     node : onnx_ir.Node
         The layer itself, or the Add that alone reads its result.
-    index : int
+    place : int
         Which of the node's inputs holds the bias; it may be missing.
     values : ndarray of float32, shape (M,)
     """
 
     node: ir.Node
-    index: int
+    place: int
     values: NDArray[np.float32]
 
     def write(self, graph: ir.Graph, values: NDArray[np.float32]) -> None:
@@ -38,11 +38,11 @@ class Bias(NamedTuple):
             The main graph.
         values : ndarray of float32, shape (M,)
         """
-        if len(self.node.inputs) <= self.index:
-            self.node.resize_inputs(self.index + 1)
-        old = self.node.inputs[self.index]
+        if len(self.node.inputs) <= self.place:
+            self.node.resize_inputs(self.place + 1)
+        old = self.node.inputs[self.place]
         name = f"{self.node.name}.bias" if old is None else str(old.name)
-        self.node.replace_input_with(self.index, add_initializer(graph, name, values))
+        self.node.replace_input_with(self.place, add_initializer(graph, name, values))
 
 
 def find_bias(layer: Layer) -> Bias | None:

@@ -94,13 +94,13 @@ def best_scale(groups: Float, max_code: int) -> Float:
     """
     widest = np.abs(groups).max(axis=-1, initial=0.0) / max_code
     best_error = np.full(widest.shape, np.inf)
-    best = widest
+    best: Float = widest
     for clipping in _CLIPPING:
         scale, error = _fitted(groups, clipping * widest, max_code)
         best = np.where(error < best_error, scale, best)
         best_error = np.minimum(error, best_error)
     for _ in range(_ROUNDS):
-        best, _ = _fitted(groups, best, max_code)
+        best = _fitted(groups, best, max_code)[0]
     return best
 
 

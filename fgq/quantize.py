@@ -183,8 +183,7 @@ def largest_bias(
     ndarray of float64, shape (M,)
     """
     # A little less than the limit: the step is rounded to float32 when the bias is stored.
-    bound: NDArray[np.float64] = 0.999 * _bias_limit(products) * activation_scale * row_scale
-    return bound
+    return 0.999 * _bias_limit(products) * activation_scale * row_scale.astype(np.float64)
 
 
 def quantize_bias(

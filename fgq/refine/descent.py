@@ -42,9 +42,10 @@ def sweep(
     slope = (distance @ problem.hessian).astype(np.float32)
     for g, group in enumerate(grouping.slices):
         A = hessian[group, group]
-        old, scale = codes[:, group].astype(np.float32), alpha[:, g].astype(np.float32)
-        value = old * scale[:, None]
-        b = value @ A - slope[:, group]
+        old: Single = codes[:, group].astype(np.float32)
+        scale: Single = alpha[:, g].astype(np.float32)
+        value: Single = old * scale[:, None]
+        b: Single = value @ A - slope[:, group]
         patterns = codebook.patterns(len(A))
         if keep_codes:
             new, scale = _fit_alpha(old, b, A, codebook)

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 
+_ROUNDING = 2.0**-18
+"""A bound on the error of a batch's float32 sums of products, as a share of them."""
+
 
 class Moments(NamedTuple):
     """Sums over the positions at which a layer was computed.
@@ -29,8 +32,8 @@ class Moments(NamedTuple):
 
     Parameters
     ----------
-    count : int
-        Positions seen.
+    positions : int
+        How many were seen.
     inputs : ndarray of float64, shape (C, K)
         Sum of x.
     outputs : ndarray of float64, shape (C, M)
@@ -43,7 +46,7 @@ class Moments(NamedTuple):
         Sum of ``y^2``.
     """
 
-    count: int
+    positions: int
     inputs: Float
     outputs: Float
     gram: Float
@@ -54,7 +57,7 @@ class Moments(NamedTuple):
     def zeros(cls, C: int, M: int, K: int) -> Moments:
         """Return the moments of no positions."""
         return cls(
-            count=0,
+            positions=0,
             inputs=np.zeros((C, K)),
             outputs=np.zeros((C, M)),
             gram=np.zeros((C, K, K)),
@@ -71,7 +74,7 @@ class Moments(NamedTuple):
         y : ndarray of float32, shape (C, R, M)
         """
         return Moments(
-            count=self.count + x.shape[1],
+            positions=self.positions + x.shape[1],
             inputs=self.inputs + x.sum(1, dtype=np.float64),
             outputs=self.outputs + y.sum(1, dtype=np.float64),
             gram=self.gram + x.transpose(0, 2, 1) @ x,
@@ -81,15 +84,19 @@ class Moments(NamedTuple):
 
     def of(self, c: int) -> Moments:
         """Return the moments of one reduction alone."""
-        return Moments(self.count, *(sums[c : c + 1] for sums in self[1:]))
+        return Moments(self.positions, *(sums[c : c + 1] for sums in self[1:]))
 
     def centred(self) -> Moments:
         """Return the moments about the means, which matter alone where a bias makes up for the means."""
-        n = max(self.count, 1)
+        n = max(self.positions, 1)
+        gram = self.gram - self.inputs[:, :, None] * self.inputs[:, None] / n
+        # What float32 products may have lost, so that no direction seems to have a negative variance.
+        places = np.arange(gram.shape[1])
+        gram[:, places, places] += _ROUNDING * self.gram[:, places, places].mean(1, keepdims=True)
         return self._replace(
             inputs=np.zeros_like(self.inputs),
             outputs=np.zeros_like(self.outputs),
-            gram=self.gram - self.inputs[:, :, None] * self.inputs[:, None] / n,
+            gram=gram,
             cross=self.cross - self.outputs[:, :, None] * self.inputs[:, None] / n,
             power=self.power - self.outputs**2 / n,
         )
@@ -108,7 +115,7 @@ class Moments(NamedTuple):
         """
         slope = weights @ self.gram - 2 * self.cross
         total = np.einsum("cmk,cmk->cm", slope, weights) + self.power
-        nonnegative: Float = np.maximum(total, 0.0) / max(self.count, 1)
+        nonnegative: Float = np.maximum(total, 0.0) / max(self.positions, 1)
         return nonnegative
 
     def mean_error(self, weights: Float) -> Float:
@@ -123,7 +130,7 @@ class Moments(NamedTuple):
         ndarray of float64, shape (C, M)
         """
         total: Float = self.outputs - np.einsum("cmk,ck->cm", weights, self.inputs)
-        return total / max(self.count, 1)
+        return total / max(self.positions, 1)
 
     def variance(self, weights: Float) -> Float:
         """Return the mean square ``v^T (sum x x^T) v / n`` of each output for other weights.
@@ -137,4 +144,4 @@ class Moments(NamedTuple):
         ndarray of float64, shape (C, M)
         """
         total: Float = np.einsum("cmk,cmk->cm", weights @ self.gram, weights)
-        return total / max(self.count, 1)
+        return total / max(self.positions, 1)

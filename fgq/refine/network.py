@@ -36,7 +36,7 @@ LEAST_POSITIONS = 1 << 15
 """Of a convolution so many positions are looked at, drawn from all batches: neighbours are much alike."""
 
 HELD_OUT_EVERY = 5
-"""Every fifth batch is held out: it judges what the others propose."""
+"""Every fifth batch is held out: it judges what the others propose. Of fewer it is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -123,7 +123,7 @@ def refine_network(
 
 
 class _Observed(NamedTuple):
-    """What was seen of a layer; the same data judge where there is one batch alone."""
+    """What was seen of a layer."""
 
     train: Moments
     held_out: Moments
@@ -150,17 +150,20 @@ def _observe(
         if layer.op_type == "Conv" and count > limit:
             picked = np.sort(rng.choice(count, limit, replace=False))
         x = input_rows(layer, given[str(layer.activation.name)], picked)
-        held = index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        parts[held] = parts[held].add(x, output_rows(layer, y, picked))
-    train, held_out = parts
-    return _Observed(train, held_out if held_out.count else train)
+        rows = output_rows(layer, y, picked)
+        if len(exact.batches) == 1:  # every other position judges
+            return _Observed(parts[0].add(x[:, ::2], rows[:, ::2]), parts[1].add(x[:, 1::2], rows[:, 1::2]))
+        every = min(HELD_OUT_EVERY, len(exact.batches))
+        held = index % every == every - 1
+        parts[held] = parts[held].add(x, rows)
+    return _Observed(*parts)
 
 
 def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:
     K = observed.train.gram.shape[1]
-    if observed.train.count < K:
+    if observed.train.positions < K:
         yield (
-            f"{layer.name}: calibrated on {observed.train.count} positions for {K} inputs; "
+            f"{layer.name}: calibrated on {observed.train.positions} positions for {K} inputs; "
             "more samples would serve it better"
         )
     dead = int(np.count_nonzero(np.diagonal(observed.train.gram, axis1=1, axis2=2) == 0))
@@ -174,6 +177,8 @@ def _refine(model: ir.Model, task: Task, observed: _Observed, recipe: Recipe) ->
     bias = find_bias(layer)
     if recipe is Recipe.FGQ and layer.op_type != "Conv":  # statistics are those of batch normalization
         bias = None
+    if not observed.held_out.positions:  # one position says nothing of others
+        recipe, bias = Recipe.FGQ, None
     judged = observed if bias is None else _Observed(*(moments.centred() for moments in observed))
     weight = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis).astype(np.float64)
     M, E, L = weight.shape
@@ -230,7 +235,7 @@ def _correct_bias(
     """Let the mean of each output be what it should, where held-out data agree that this is better."""
     layer = task.layer
     train, held_out = (moments.mean_error(weights).reshape(-1) for moments in observed)
-    share = observed.train.count / (observed.train.count + observed.held_out.count)
+    share = observed.train.positions / (observed.train.positions + observed.held_out.positions)
     every = share * train + (1 - share) * held_out
     # The outputs of a Conv or Gemm hold its bias, those of a MatMul do not.
     own = bias.node is layer.node

@@ -27,12 +27,12 @@ class Replacement(NamedTuple):
 
     Parameters
     ----------
-    index : int
+    place : int
         Which input.
     array : ndarray
     """
 
-    index: int
+    place: int
     array: NDArray[Any]
 
 
@@ -67,9 +67,9 @@ class Piece:
         for node in nodes:
             proto = ir.serde.serialize_node(node)
             if replaced and node in replaced:
-                index, array = replaced[node]
-                proto.input[index] = name = f"{node.name}/replaced"
-                self._constants[name] = numpy_helper.from_array(array, name)
+                name = f"{node.name}/replaced"
+                proto.input[replaced[node].place] = name
+                self._constants[name] = numpy_helper.from_array(replaced[node].array, name)
             self._nodes.append(proto)
             for value in reads(node):
                 name = str(value.name)

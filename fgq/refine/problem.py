@@ -65,11 +65,11 @@ def solve(weights: Float, train: Moments, held_out: Moments) -> list[Problem]:
 
 
 def _damped(weights: Float, moments: Moments, damping: float) -> tuple[Float, Float]:
-    gram = moments.gram / max(moments.count, 1)
+    gram = moments.gram / max(moments.positions, 1)
     mean = np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
     added = np.where(mean > 0, damping * mean, 1.0)
     hessian = gram + added[:, None, None] * np.eye(gram.shape[1])
     # In differences from W, so that without a drift the target is W to the last bit.
-    drift = moments.cross / max(moments.count, 1) - weights @ gram
+    drift = moments.cross / max(moments.positions, 1) - weights @ gram
     change = np.linalg.solve(hessian, drift.transpose(0, 2, 1)).transpose(0, 2, 1)
     return hessian, weights + change

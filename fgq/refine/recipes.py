@@ -99,7 +99,7 @@ def matched(rows: Rows, moments: Moments, grouping: Grouping, least: Float | Non
         Lower bounds on the row scales.
     """
     found = moments.variance(rows.weights(grouping)[None])[0]
-    wanted = moments.power[0] / max(moments.count, 1)
+    wanted = moments.power[0] / max(moments.positions, 1)
     varies = (found > 0) & (wanted > 0)
     factor = np.where(varies, np.sqrt(wanted / np.where(varies, found, 1.0)), 1.0)
     return rows._replace(row_scale=bounded_row_scale(rows.row_scale * factor, least))

@@ -7,6 +7,7 @@ channels innermost (one kernel position for matrices).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -50,7 +51,7 @@ def input_rows(layer: Layer, x: Single, picked: NDArray[np.intp] | None = None) 
     """
     if layer.op_type == "Conv":
         return _patches(layer, x, picked)
-    if layer.op_type == "Gemm" and layer.node.attributes.get_int("transA", 0):
+    if layer.op_type == "Gemm" and layer.node.attributes.get_int("transA", 0) != 0:
         x = x.T
     if layer.weight_index == 0 and x.ndim > 1:
         x = np.swapaxes(x, -1, -2)
@@ -80,7 +81,7 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
     strides = attributes.get_ints("strides", [1, 1])
     dilations = attributes.get_ints("dilations", [1, 1])
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    before, after = _pads(attributes, x.shape[2:], reach, strides)
+    before, after = _pads(layer.node, x.shape[2:], reach, strides)
     padded = np.pad(x.transpose(0, 2, 3, 1), ((0, 0), *zip(before, after, strict=True), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
     windows = windows[:, :: strides[0], :: strides[1], :, :: dilations[0], :: dilations[1]]
@@ -94,8 +95,9 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
 
 
 def _pads(
-    attributes: ir.Attributes, size: tuple[int, ...], reach: list[int], strides: list[int]
+    node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
 ) -> tuple[list[int], list[int]]:
+    attributes = node.attributes
     mode = attributes.get_string("auto_pad", "NOTSET")
     if mode == "NOTSET":
         pads = attributes.get_ints("pads", [0] * 4)

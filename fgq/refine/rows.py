@@ -60,7 +60,9 @@ class Rows(NamedTuple):
 
     def integers(self, grouping: Grouping) -> Single:
         """Return ``alpha * codes``, float32 of shape (M, K)."""
-        return self.codes * np.repeat(self.alpha, grouping.lengths, axis=1).astype(np.float32)
+        integers: Single = np.repeat(self.alpha, grouping.lengths, axis=1).astype(np.float32)
+        integers *= self.codes
+        return integers
 
     def weights(self, grouping: Grouping) -> Float:
         """Return the weights that the rows stand for, float64 of shape (M, K)."""
