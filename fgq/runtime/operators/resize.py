@@ -6,6 +6,9 @@ the same. An interpolated value is ``sum_i f(s * (i - at)) * x[i]``, divided by 
 triangle, or the cubic of R. Keys, Cubic convolution interpolation for digital image processing, IEEE
 Transactions on Acoustics, Speech, and Signal Processing 29, 1981; s is 1, or with `antialias` the scale where
 it is below 1.
+
+Two things are as ONNX's own tests want them, and not as in onnxruntime: interpolated integers are rounded,
+where it drops the fraction, and align_corners keeps the fraction of a size that scales give.
 """
 
 from __future__ import annotations
