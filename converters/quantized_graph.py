@@ -16,15 +16,16 @@ from fgq.container import (
     FUNCTION_DOMAIN,
     FUNCTION_NAME,
     FUNCTION_VERSION,
+    PACKED,
     unpack_function,
 )
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import add_initializer
 from fgq.converters.sites import Site
-from fgq.kernels.packing import TABLE, pack_trits
+from fgq.kernels.packing import pack_codes, table
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import quantize_bias
-from fgq.scheme import Quantizer, TernaryScheme
+from fgq.scheme import Quantizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,30 +45,34 @@ class QuantizedLayer:
     input_scale: float | None
 
 
-def quantize_graph(
-    model: ir.Model,
-    layers: Sequence[QuantizedLayer],
-    sites: Mapping[Site, Mapping[int, Quantizer]],
-    form: Form,
-) -> None:
-    """Rewrite a prepared float model in place.
+def insert_quantizers(model: ir.Model, sites: Mapping[Site, Mapping[int, Quantizer]]) -> None:
+    """Quantize the activations of a prepared float model in place.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    sites : mapping of Site to a mapping of bits to Quantizer
+        One quantizer for each width in ``site.bits``.
+    """
+    for site, quantizers in sites.items():
+        _insert_quantizers(model.graph, site, quantizers)
+
+
+def write_weights(model: ir.Model, layers: Sequence[QuantizedLayer], form: Form) -> None:
+    """Put integer weights and biases into a model whose activations are quantized.
 
     Parameters
     ----------
     model : onnx_ir.Model
     layers : sequence of QuantizedLayer
-    sites : mapping of Site to a mapping of bits to Quantizer
-        One quantizer for each width in ``site.bits``.
     form : Form
         How the weights are written.
     """
-    for site, quantizers in sites.items():
-        _insert_quantizers(model.graph, site, quantizers)
     for entry in layers:
         _write_weight(model.graph, entry, form)
         if entry.input_scale is not None and entry.layer.bias is not None:
             _write_bias(model.graph, entry, entry.input_scale)
-    if any(isinstance(entry.weight.scheme, TernaryScheme) for entry in layers) and form is not Form.INT8:
+    if any(entry.weight.scheme.codes in PACKED for entry in layers) and form is not Form.INT8:
         function = unpack_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
         model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
@@ -142,7 +147,7 @@ def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
     layer, tensor = entry.layer, entry.weight
     stem = str(layer.weight.name)
     nodes = []
-    if isinstance(tensor.scheme, TernaryScheme) and form is not Form.INT8:
+    if tensor.scheme.codes in PACKED and form is not Form.INT8:
         nodes.append(_unpack_node(graph, stem, tensor))
         w8 = nodes[0].outputs[0]
     else:
@@ -155,8 +160,8 @@ def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
 def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node:
     (plane,) = tensor.planes
     arrays: dict[str, ArrayLike] = {
-        "codes": pack_trits(plane.codes),
-        "table": TABLE,
+        "codes": pack_codes(plane.codes, tensor.scheme.codes.largest),
+        "table": table(tensor.scheme.codes.largest),
         "alpha": plane.alpha,
         "group": tensor.group,
         "shape": np.array(tensor.shape, np.int64),

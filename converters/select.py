@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -12,7 +12,7 @@ from fgq.config import ConversionConfig, Misfit
 from fgq.container import constant
 from fgq.converters.layers import FloatNode, Layer
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, TernaryScheme, WeightScheme
+from fgq.scheme import ActivationScheme, WeightScheme
 
 ACTIVATION_8 = ActivationScheme(bits=8)
 
@@ -51,7 +51,7 @@ def choose_schemes(
     """Give each layer a scheme.
 
     Depthwise convolutions, and by default the first convolution after each input and the last matrix
-    product before each output, take 8 bits; all others are ternary.
+    product before each output, take 8 bits; all others take the scheme of the configuration.
 
     Parameters
     ----------
@@ -88,16 +88,16 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
     if position or layer.is_depthwise:
         notes.insert(0, position or "depthwise")
         return Choice(layer, config.int8, activations and ACTIVATION_8, "; ".join(notes))
-    scheme = config.ternary
+    scheme = config.weight_scheme
     length = layer.shape[layer.group_axis]
-    if length % scheme.group_size:
+    if scheme.group_size is not None and length % scheme.group_size:
         scheme = _fit(layer, length, config)
-        rest = length % scheme.group_size
+        rest = length % scheme.group_length(length)
         notes.append(f"last group of {rest}" if rest else f"{length} input channels")
     return Choice(layer, scheme, activations, "; ".join(notes))
 
 
-def _fit(layer: Layer, length: int, config: ConversionConfig) -> TernaryScheme:
+def _fit(layer: Layer, length: int, config: ConversionConfig) -> WeightScheme:
     N = min(config.group_size, length)
     if config.group_size_fallback is Misfit.ERROR:
         raise ConfigError(
@@ -107,7 +107,7 @@ def _fit(layer: Layer, length: int, config: ConversionConfig) -> TernaryScheme:
         )
     if config.group_size_fallback is Misfit.SMALLER:
         N = max(size for size in range(1, N + 1) if length % size == 0)
-    return TernaryScheme(group_size=N, alpha_limit=config.weight_limit)
+    return replace(config.weight_scheme, group_size=N)
 
 
 def _check_patterns(names: Sequence[str], config: ConversionConfig) -> None:

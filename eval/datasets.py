@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq import onnx_file
-from fgq.data import LABELS, Samples, as_samples, input_specs, load_samples
+from fgq.data import LABELS, Samples, Source, as_samples, input_specs, load_samples
 from fgq.errors import DataError
 from fgq.eval import characters
 
@@ -22,6 +22,9 @@ DOCSTRINGS = "docstrings"
 
 TEXTS = 200
 """How many texts of the docstrings a split has."""
+
+FEED = 8
+"""Most texts that are run together in calibration."""
 
 Split = Literal["calibration", "test"]
 
@@ -63,6 +66,49 @@ def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samp
         f"{data}: found no such file or folder, wanted one, or the name of a data set "
         f"({CHARACTERS}, {DOCSTRINGS})"
     )
+
+
+def calibration_data(data: str, model: str | os.PathLike[str]) -> Source:
+    """Open data for a conversion.
+
+    Parameters
+    ----------
+    data : str
+        As for `open_dataset`.
+    model : path-like
+        The model that will read the data.
+
+    Returns
+    -------
+    Source
+        The calibration part as samples; of ``docstrings`` all texts, as feeds of texts of one length: what a
+        model computes on padding is no measure of what it must compute well.
+
+    Raises
+    ------
+    FgqError
+        As `open_dataset`.
+    """
+    samples = open_dataset(data, model, "calibration")
+    if data != DOCSTRINGS or Path(data).exists():
+        return samples
+    inputs = {spec.name for spec in input_specs(onnx_file.load(model))}
+    return [{name: feed[name] for name in inputs} for feed in _texts_of_one_length()]
+
+
+def _texts_of_one_length() -> list[dict[str, NDArray[np.int64]]]:
+    from fgq.eval.docstrings import docstring_pairs
+    from fgq.eval.minilm import MAX_TOKENS, tokenize
+
+    tokens = tokenize(docstring_pairs().calibration, pad_to=MAX_TOKENS)
+    lengths = tokens["attention_mask"].sum(axis=1)
+    feeds = []
+    for length in np.unique(lengths):
+        places = np.flatnonzero(lengths == length)
+        for start in range(0, len(places), FEED):
+            few = places[start : start + FEED]
+            feeds.append({name: array[few, :length] for name, array in tokens.items()})
+    return [feeds[place] for place in np.random.default_rng(0).permutation(len(feeds))]
 
 
 def _texts(split: Split) -> dict[str, NDArray[np.int64]]:

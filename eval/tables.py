@@ -15,6 +15,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +25,13 @@ import typer
 from rich.console import Console
 
 from fgq import onnx_file
-from fgq.config import Activations, ConversionConfig
+from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import LABELS, Samples, as_samples, input_specs
 from fgq.errors import DataError, FgqError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
-from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, open_dataset
+from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
@@ -38,35 +39,33 @@ from fgq.eval.torch_export import save_onnx
 from fgq.pipeline import convert_file
 from fgq.report import Report
 from fgq.runtime import Session
+from fgq.scheme import Codes
+from fgq.survey import inspect
 
 Progress = Callable[[str, int, int | None], None]
 
 
-def _configs(*settings: tuple[int, Activations]) -> tuple[ConversionConfig, ...]:
-    return tuple(ConversionConfig(group_size=N, activations=activations) for N, activations in settings)
+def _config(
+    recipe: Recipe, group_size: int, codes: Codes | None = None, activations: Activations = Activations.INT8
+) -> ConversionConfig:
+    return ConversionConfig(recipe=recipe, group_size=group_size, weights=codes, activations=activations)
 
 
-CHARACTER_CONFIGS = _configs(
-    (1, Activations.INT8),  # an alpha for every weight makes it an 8-bit number: the control
-    (4, Activations.INT8),
-    (16, Activations.INT8),
-    (64, Activations.INT8),
-    (4, Activations.INT4),
-    (4, Activations.NONE),
-    (64, Activations.NONE),
+CONFIGS = (
+    _config(Recipe.FGQ, 4),
+    _config(Recipe.CALIBRATED, 4),
+    _config(Recipe.FGQ, 64),
+    _config(Recipe.CALIBRATED, 64),
+    _config(Recipe.CALIBRATED, 64, Codes.TIED),
+    _config(Recipe.CALIBRATED, 64, Codes.INT4),
+    _config(Recipe.OMSE, 64),
+    _config(Recipe.FGQ, 64, Codes.INT8),  # the control: what all but the low bits costs
+    _config(Recipe.CALIBRATED, 4, activations=Activations.INT4),
+    _config(Recipe.OMSE, 64, activations=Activations.INT4),
 )
-"""What the bundled network is converted to."""
+"""What each network is converted to."""
 
-MINILM_CONFIGS = _configs(
-    (1, Activations.INT8),
-    (4, Activations.INT8),
-    (64, Activations.INT8),
-    (4, Activations.NONE),
-    (64, Activations.NONE),
-)
-"""What MiniLM is converted to."""
-
-DESCRIPTION = ("N", "activations", "bits a weight", "file, kB", "multiplications removed")
+DESCRIPTION = ("recipe", "weights", "activations", "bits a weight", "file, kB", "multiplications removed")
 """The columns that describe a file, see `Converted.cells`."""
 
 TABLES = ("environment", "characters", "engines", "minilm")
@@ -102,27 +101,31 @@ class Converted:
 def convert_all(
     model: Path, configs: Sequence[ConversionConfig], data: str, folder: Path, progress: Progress
 ) -> list[Converted]:
-    """Convert a model in several ways.
+    """Convert a model in several ways; what the folder holds already is taken as it is.
 
     Parameters
     ----------
     model : Path
     configs : sequence of ConversionConfig
     data : str
-        The data set whose calibration part is taken (`fgq.eval.datasets.open_dataset`).
+        The data set whose calibration part is taken (`fgq.eval.datasets.calibration_data`).
     folder : Path
         Where the files are written.
     progress : callable
         Called as ``progress(stage, done, total)``.
     """
+    samples = calibration_data(data, model)
     converted = []
     for config in configs:
-        path = folder / f"{model.stem}-{config.group_size}-{config.activations}.onnx"
-        calibrated = config.activations is not Activations.NONE
-        samples = open_dataset(data, model, "calibration") if calibrated else None
-        report = convert_file(model, path, config, samples, progress)
-        converted.append(Converted(config=config, path=path, report=report))
+        path = folder / f"{model.stem}-{'-'.join(_setting(config)).replace(' ', '-')}.onnx"
+        if not path.exists():
+            convert_file(model, path, config, samples, partial(_prefixed, progress, path.stem))
+        converted.append(Converted(config=config, path=path, report=inspect(path, config)))
     return converted
+
+
+def _prefixed(progress: Progress, name: str, stage: str, done: int, total: int | None) -> None:
+    progress(f"{name}: {stage}", done, total)
 
 
 def environment() -> str:
@@ -137,7 +140,7 @@ def characters_table(converted: Sequence[Converted], samples: Samples, progress:
     sessions = {name: onnxruntime_session(path, name) for name, path in paths.items()}
     exact, *results = top1(sessions, samples, progress).values()
     columns = [*DESCRIPTION, "top-1", "less float"]
-    rows = [["float", "float", "32", _kilobytes(characters.MODEL), "0 %", exact.top1.percent(2), ""]]
+    rows = [["", "float", "float", "32", _kilobytes(characters.MODEL), "0 %", exact.top1.percent(2), ""]]
     for entry, result in zip(converted, results, strict=True):
         assert result.difference is not None
         rows.append([*entry.cells, result.top1.percent(2), result.difference.percent(2)])
@@ -157,24 +160,26 @@ def engines_table(converted: Sequence[Converted], samples: Samples, progress: Pr
         disagreements = int(np.count_nonzero(ours.predictions != theirs.predictions))
         percents = [f"{100 * result.top1.value:.2f} %" for result in (theirs, ours)]
         rows.append([*_setting(entry.config), *percents, f"{disagreements} of {ours.samples}"])
-    return _table(["N", "activations", "onnxruntime", "fgq", "predictions that differ"], rows)
+    return _table([*DESCRIPTION[:3], "onnxruntime", "fgq", "predictions that differ"], rows)
 
 
 def minilm_table(folder: Path, progress: Progress) -> str:
     """Return how well all-MiniLM-L6-v2 still retrieves, in onnxruntime."""
     model = folder / "minilm.onnx"
-    save_onnx(export_minilm(), model)
-    converted = convert_all(model, MINILM_CONFIGS, DOCSTRINGS, folder, progress)
+    if not model.exists():
+        save_onnx(export_minilm(), model)
+    converted = convert_all(model, CONFIGS, DOCSTRINGS, folder, progress)
     paths = {"float": model} | {entry.path.stem: entry.path for entry in converted}
     corpus = docstring_pairs()
     sessions = {name: onnxruntime_session(path, name) for name, path in paths.items()}
     exact, *results = evaluate(sessions, corpus.test).values()
-    columns = [*DESCRIPTION, "reciprocal rank", "less float", "top-1", "cosine to float"]
-    rank, first = str(exact.reciprocal_rank), exact.top1.percent()
-    rows = [["float", "float", "32", _kilobytes(model), "0 %", rank, "", first, ""]]
+    columns = [*DESCRIPTION, "reciprocal rank", "of float", "less float", "cosine to float"]
+    whole = exact.reciprocal_rank
+    rows = [["", "float", "float", "32", _kilobytes(model), "0 %", str(whole), "1", "", ""]]
     for entry, result in zip(converted, results, strict=True):
-        rank, first = str(result.reciprocal_rank), result.top1.percent()
-        rows.append([*entry.cells, rank, str(result.difference), first, str(result.cosine)])
+        rank = result.reciprocal_rank
+        share = f"{rank.value / whole.value:.3f}"
+        rows.append([*entry.cells, str(rank), share, str(result.difference), str(result.cosine)])
     return _table(columns, rows) + f"\n\n{len(corpus.test)} pairs; corpus sha256 {corpus.sha256[:16]}..."
 
 
@@ -203,8 +208,7 @@ def replace_tables(document: str, tables: Mapping[str, str]) -> str:
 
 
 def _setting(config: ConversionConfig) -> list[str]:
-    floats = config.activations is Activations.NONE
-    return [str(config.group_size), "float" if floats else str(config.activations)]
+    return [str(config.recipe), str(config.weight_scheme), str(config.activations)]
 
 
 def _kilobytes(path: Path) -> str:
@@ -227,6 +231,10 @@ def main(
     images: Annotated[
         Path | None, typer.Option(help="Images to measure on in place of the committed 10,240.")
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Keep the converted models in this folder, and take those that it holds."),
+    ] = None,
     tables: Annotated[
         list[str] | None, typer.Option("--table", help=f"Only this one of {', '.join(TABLES)}.")
     ] = None,
@@ -241,7 +249,8 @@ def main(
     replace_tables(out.read_text(encoding="utf-8"), dict.fromkeys(wanted, ""))  # refused before the work
     found = {}
     with tempfile.TemporaryDirectory(prefix="fgq-") as name, Console(stderr=True).status("") as status:
-        folder = Path(name)
+        folder = Path(name) if keep is None else keep
+        folder.mkdir(parents=True, exist_ok=True)
 
         def progress(stage: str, done: int, total: int | None) -> None:
             status.update(stage if total is None else f"{stage} {done}/{total}")
@@ -250,7 +259,7 @@ def main(
             found["environment"] = environment()
         if {"characters", "engines"} & set(wanted):
             committed = open_dataset(CHARACTERS, characters.MODEL, "test")
-            converted = convert_all(characters.MODEL, CHARACTER_CONFIGS, CHARACTERS, folder, progress)
+            converted = convert_all(characters.MODEL, CONFIGS, CHARACTERS, folder, progress)
         if "characters" in wanted:
             samples = committed if images is None else _images(images)
             found["characters"] = characters_table(converted, samples, progress)

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from fgq.errors import FgqError
     from fgq.pipeline import Conversion, convert, convert_file
     from fgq.runtime import Session
-    from fgq.scheme import ActivationScheme, Int8Scheme, TernaryScheme
+    from fgq.scheme import ActivationScheme, Codes, WeightScheme
 
 __all__ = [
     "ActivationScheme",
+    "Codes",
     "Conversion",
     "ConversionConfig",
     "FgqError",
-    "Int8Scheme",
     "Session",
-    "TernaryScheme",
+    "WeightScheme",
     "convert",
     "convert_file",
 ]
@@ -29,9 +29,9 @@ _HOMES = {
     "Conversion": "fgq.pipeline",
     "ConversionConfig": "fgq.config",
     "FgqError": "fgq.errors",
-    "Int8Scheme": "fgq.scheme",
+    "Codes": "fgq.scheme",
     "Session": "fgq.runtime",
-    "TernaryScheme": "fgq.scheme",
+    "WeightScheme": "fgq.scheme",
     "convert": "fgq.pipeline",
     "convert_file": "fgq.pipeline",
 }

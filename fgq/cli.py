@@ -16,9 +16,10 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, read_config
+from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
+from fgq.scheme import Codes
 
 app = typer.Typer(
     name="fgq",
@@ -95,6 +96,20 @@ def convert(
     group_size: Annotated[
         int | None, typer.Option(metavar="N", help="Weights that share one scale.  [default: 64]")
     ] = None,
+    weights: Annotated[
+        Codes | None,
+        typer.Option(
+            help="Codes of the weights: -1..1, two tied ternary planes, or integers.  "
+            "[default: ternary; int4 with omse-int4]"
+        ),
+    ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(
+            help="How weights become integers: the paper's way, calibrated on data, or INT4 of least squared "
+            "error.  [default: calibrated with calibration data, else fgq]"
+        ),
+    ] = None,
     activations: Annotated[
         Activations | None,
         typer.Option(help="Static 8- or 4-bit activations, or float ones.  [default: int8]"),
@@ -109,7 +124,9 @@ def convert(
     ] = None,
     form: Annotated[
         Form | None,
-        typer.Option(help="Five trits a byte, plain int8, or packed without a function.  [default: packed]"),
+        typer.Option(
+            help="Several codes a byte, plain int8, or packed without a function.  [default: packed]"
+        ),
     ] = None,
     include: Include = None,
     exclude: Exclude = None,
@@ -151,6 +168,8 @@ def convert(
     """
     given = {
         "group_size": group_size,
+        "weights": weights,
+        "recipe": recipe,
         "activations": activations,
         "form": form,
         "include": include,
@@ -170,8 +189,8 @@ def convert(
     if output is None:
         raise OutputError("output: found none, wanted -o OUT, or --dry-run to write nothing")
     samples = None
-    if calibration_data is not None and chosen.activations is not Activations.NONE:
-        samples = _open_data(model, calibration_data, "calibration")
+    if calibration_data is not None:
+        samples = _calibration_data(model, calibration_data)
         files.refuse_same_file(calibration_data, output)
     for read in (model, output, calibration_data, config):
         if report is not None and read is not None:
@@ -501,6 +520,12 @@ def _open_data(model: Path, data: str, split: Any) -> Any:
     from fgq.eval.datasets import open_dataset
 
     return open_dataset(data, model, split)
+
+
+def _calibration_data(model: Path, data: str) -> Any:
+    from fgq.eval.datasets import calibration_data
+
+    return calibration_data(data, model)
 
 
 class _Stopped(BaseException):

@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.scheme import (
-    INT8_LIMIT,
-    WITHOUT_VNNI_LIMIT,
-    ActivationScheme,
-    Int8Scheme,
-    TernaryScheme,
-)
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, WeightScheme
 
 
 class Activations(StrEnum):
@@ -26,6 +20,17 @@ class Activations(StrEnum):
     INT8 = "int8"
     INT4 = "int4"
     NONE = "none"
+
+
+class Recipe(StrEnum):
+    """How weights become integers, see docs/recipes.md."""
+
+    FGQ = "fgq"
+    """The nearest group, as the paper of 2017 has it; means and variances corrected with data."""
+    CALIBRATED = "calibrated"
+    """Groups chosen for what they do to the layer's output on calibration data."""
+    OMSE = "omse-int4"
+    """INT4 of least squared error, its scales refined on calibration data."""
 
 
 class Form(StrEnum):
@@ -63,10 +68,14 @@ class ConversionConfig:
     ----------
     group_size : int
         N, how many weights share one scale.
+    weights : Codes, optional
+        What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``.
+    recipe : Recipe, optional
+        How weights become integers; if not given, ``calibrated`` with calibration data, else ``fgq``.
     activations : Activations
         ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
     form : Form
-        ``packed`` (five trits a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
+        ``packed`` (several codes a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
         without a model-local function).
     include, exclude : str, optional
         Regular expressions searched in layer names: which layers to convert, which to leave float.
@@ -87,6 +96,8 @@ class ConversionConfig:
     """
 
     group_size: int = 64
+    weights: Codes | None = None
+    recipe: Recipe | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
     include: str | None = None
@@ -96,8 +107,18 @@ class ConversionConfig:
     x86_without_vnni: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in (("activations", Activations), ("form", Form), ("group_size_fallback", Misfit)):
-            object.__setattr__(self, name, _choice(name, kind, getattr(self, name)))
+        for name, kind in (
+            ("weights", Codes),
+            ("recipe", Recipe),
+            ("activations", Activations),
+            ("form", Form),
+            ("group_size_fallback", Misfit),
+        ):
+            value = getattr(self, name)
+            if value is not None or name not in ("weights", "recipe"):
+                object.__setattr__(self, name, _choice(name, kind, value))
+        if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4):
+            raise ConfigError(f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4")
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
         for name in ("first_last_int8", "x86_without_vnni"):
@@ -105,7 +126,7 @@ class ConversionConfig:
                 raise ConfigError(f"{name}: found {getattr(self, name)!r}, wanted true or false")
         if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
             raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
-        TernaryScheme(group_size=self.group_size)
+        WeightScheme(codes=self.codes, group_size=self.group_size)
 
     @property
     def weight_limit(self) -> int:
@@ -113,18 +134,23 @@ class ConversionConfig:
         return WITHOUT_VNNI_LIMIT if self.x86_without_vnni else INT8_LIMIT
 
     @property
-    def ternary(self) -> TernaryScheme:
-        """The scheme of the ternary layers."""
-        return TernaryScheme(group_size=self.group_size, alpha_limit=self.weight_limit)
+    def codes(self) -> Codes:
+        """What the codes of the weights are."""
+        return self.weights or (Codes.INT4 if self.recipe is Recipe.OMSE else Codes.TERNARY)
 
     @property
-    def int8(self) -> Int8Scheme:
+    def weight_scheme(self) -> WeightScheme:
+        """The scheme of the layers that are not kept at 8 bits."""
+        return WeightScheme(codes=self.codes, group_size=self.group_size, weight_limit=self.weight_limit)
+
+    @property
+    def int8(self) -> WeightScheme:
         """The scheme of the layers kept at 8 bits."""
-        return Int8Scheme(code_limit=self.weight_limit)
+        return WeightScheme(codes=Codes.INT8, weight_limit=self.weight_limit)
 
     @property
     def activation_scheme(self) -> ActivationScheme | None:
-        """The scheme of the inputs of ternary layers; None where activations stay float."""
+        """The scheme of the inputs of layers not kept at 8 bits; None where activations stay float."""
         bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
         return None if bits is None else ActivationScheme(bits=bits)
 

@@ -3,10 +3,11 @@
 A weight of the packed form is one call of a model-local function, whose output feeds the ordinary
 operator through a DequantizeLinear::
 
-    w8 = fgq::Unpack<axis>(codes u8[P], table i8[256, 5], alpha u8, group i32, shape i64)
+    w8 = fgq::Unpack<axis>(codes u8[P], table i8[256, n], alpha u8, group i32, shape i64)
     W  = DequantizeLinear(w8, row_scale, zeros)
 
-``codes`` hold five trits a byte, ``table`` says what a byte holds, ``alpha`` has the weight's shape with
+``codes`` hold n codes a byte, ``table`` says which (`fgq.kernels.packing`): five ternary codes, two of tied
+planes, or two INT4 codes. ``alpha`` has the weight's shape with
 the group axis cut to the number of groups, and ``group`` names the group of each position on that axis.
 The function is made of plain operators of opset 13, so any runtime that inlines functions can run it;
 onnxruntime folds it to int8 when it loads the model.
@@ -23,9 +24,9 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, TensorProto, helper
 
 from fgq.errors import FgqError, ModelError
-from fgq.kernels.packing import TABLE, unpack_trits
+from fgq.kernels.packing import table, unpack_codes
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import Int8Scheme, TernaryScheme, WeightScheme
+from fgq.scheme import Codes, WeightScheme
 
 FUNCTION_DOMAIN = "fgq"
 FUNCTION_NAME = "Unpack"
@@ -40,6 +41,9 @@ LEAST_IR_VERSION = 8
 
 FORM_KEY = "fgq.form"
 """The key under which a converted model's metadata name the form of its weights."""
+
+PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4)
+"""Codes of which several lie in one byte; INT8 is written as it is."""
 
 ACTIVATION_BOUNDS = {4: (0, 15), 8: (0, 255)}
 """The integers of an activation by its bits; both are stored as uint8."""
@@ -137,15 +141,15 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     producer = None if source is None else source.producer()
     if is_unpack(producer):
         assert producer is not None
-        plane, group = _read_unpack(producer, group_axis)
-        scheme: WeightScheme = TernaryScheme(group_size=max(1, int(np.count_nonzero(group == 0))))
+        plane, group, codes = _read_unpack(producer, group_axis)
+        scheme = WeightScheme(codes=codes, group_size=max(1, int(np.count_nonzero(group == 0))))
     else:
         w8 = constant(source)
         if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis:
             return None
         plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
         group = np.zeros(w8.shape[group_axis], np.int32)
-        scheme = Int8Scheme()
+        scheme = WeightScheme(codes=Codes.INT8)
     rank = plane.codes.ndim
     if row_scale.ndim and node.attributes.get_int("axis", 1) not in (channel_axis, channel_axis - rank):
         return None
@@ -160,7 +164,7 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     try:
         tensor.validate()
     except FgqError as error:
-        if isinstance(scheme, Int8Scheme):  # a foreign weight that is quantized in another way
+        if scheme.codes is Codes.INT8:  # a foreign weight that is quantized in another way
             return None
         raise ModelError(f"{node.name}: {error}") from None
     return tensor
@@ -179,14 +183,14 @@ def unpacked(node: ir.Node) -> NDArray[np.int8]:
         If its arrays do not fit each other.
     """
     axis = node.attributes.get_int("axis", -1)
-    plane, group = _read_unpack(node, axis)
+    plane, group, codes = _read_unpack(node, axis)
     tensor = QuantizedTensor(
         planes=(plane,),
         group=group,
         group_axis=axis,
         channel_axis=int(axis == 0),  # any other axis: one scale serves all channels
         row_scale=np.ones((), np.float32),
-        scheme=TernaryScheme(),
+        scheme=WeightScheme(codes=codes),
     )
     try:
         tensor.validate()
@@ -195,20 +199,21 @@ def unpacked(node: ir.Node) -> NDArray[np.int8]:
     return tensor.int8()
 
 
-def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32]]:
+def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32], Codes]:
     arrays = [array for value in node.inputs if (array := constant(value)) is not None]
     if not len(arrays) == len(node.inputs) == len(FUNCTION_INPUTS):
         raise ModelError(f"{node.name}: found inputs that are missing or computed, wanted {FUNCTION_INPUTS}")
-    codes, table, alpha, group, shape = arrays
+    codes, rows, alpha, group, shape = arrays
     axis = node.attributes.get_int("axis", -1)
     if axis != group_axis:
         raise ModelError(f"{node.name}: found groups along axis {axis}, wanted axis {group_axis}")
-    if not np.array_equal(table, TABLE):
-        raise ModelError(f"{node.name}: found an unknown table, wanted five trits a byte")
+    kind = next((kind for kind in PACKED if np.array_equal(rows, table(kind.largest))), None)
+    if kind is None:
+        raise ModelError(f"{node.name}: found an unknown table, wanted that of {', '.join(PACKED)} codes")
     if shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any():
         raise ModelError(f"{node.name}: found the shape {shape}, wanted int64 sizes, none negative")
     try:
-        trits = unpack_trits(codes, tuple(int(size) for size in shape))
+        unpacked_codes = unpack_codes(codes, tuple(int(size) for size in shape), kind.largest)
     except FgqError as error:
         raise ModelError(f"{node.name}: {error}") from None
-    return Plane(codes=trits, alpha=alpha), group
+    return Plane(codes=unpacked_codes, alpha=alpha), group, kind

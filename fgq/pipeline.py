@@ -1,7 +1,7 @@
 """The data's path from a float model to a converted one, in one page.
 
-read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> quantize weights
-     -> rewrite the graph -> write -> run the written file
+read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> quantize activations
+     -> quantize weights -> write -> run the written file
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -22,24 +23,27 @@ from numpy.typing import NDArray
 
 from fgq import onnx_file
 from fgq.calibrate import observe
-from fgq.config import Activations, ConversionConfig
+from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.container import FORM_KEY
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.passes import prepare
-from fgq.converters.quantized_graph import QuantizedLayer, quantize_graph
+from fgq.converters.quantized_graph import QuantizedLayer, insert_quantizers, write_weights
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.self_check import few_samples, onnxruntime_session, self_check
 from fgq.converters.sites import Site, find_sites
-from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
+from fgq.data import Feed, InputSpec, as_batches, input_specs
 from fgq.data import Source as DataSource
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_model_files
 from fgq.mmse import choose_quantizer
+from fgq.qtensor import QuantizedTensor
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
+from fgq.refine.network import Refined, Task, refine_network
+from fgq.refine.reductions import is_reduction
 from fgq.report import LayerReport, Report, SelfCheck
-from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, TernaryScheme
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, WeightScheme
 from fgq.survey import describe, model_bytes
 
 Progress = Callable[[str, int, int | None], None]
@@ -47,6 +51,9 @@ Progress = Callable[[str, int, int | None], None]
 
 CALIBRATION_BATCH = 32
 """Samples that are run together, where the model leaves the batch size open."""
+
+LEAST_FEEDS = 10
+"""Fewer batches than these are cut into single samples, so that some can be held out."""
 
 POOR_OUTPUT_DB = 10.0
 """Below this ratio of the float output to the difference, the report warns."""
@@ -68,7 +75,7 @@ class Conversion(NamedTuple):
 def convert(
     model: Source,
     *,
-    scheme: TernaryScheme | None = None,
+    scheme: WeightScheme | None = None,
     calibration: DataSource | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -79,7 +86,7 @@ def convert(
     ----------
     model : path-like, onnx.ModelProto or onnx_ir.Model
         The float model, which is not changed.
-    scheme : TernaryScheme, optional
+    scheme : WeightScheme, optional
         Group size and range of alpha; it replaces the options ``group_size`` and ``x86_without_vnni``.
     calibration : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds, optional
         Some hundred samples of the model's input; needed unless ``activations="none"``.
@@ -103,14 +110,14 @@ def convert(
     >>> model, report = fgq.convert("model.onnx", group_size=4, calibration={"image": x})  # doctest: +SKIP
     """
     if scheme is not None:
-        if scheme.alpha_limit not in (INT8_LIMIT, WITHOUT_VNNI_LIMIT):
+        if scheme.weight_limit not in (INT8_LIMIT, WITHOUT_VNNI_LIMIT):
             raise ConfigError(
-                f"alpha limit: found {scheme.alpha_limit}, wanted {INT8_LIMIT}, or {WITHOUT_VNNI_LIMIT} for "
-                "x86 without VNNI"
+                f"weight limit: found {scheme.weight_limit}, wanted {INT8_LIMIT}, or {WITHOUT_VNNI_LIMIT} "
+                "for x86 without VNNI"
             )
         options |= {
             "group_size": scheme.group_size,
-            "x86_without_vnni": scheme.alpha_limit == WITHOUT_VNNI_LIMIT,
+            "x86_without_vnni": scheme.weight_limit == WITHOUT_VNNI_LIMIT,
         }
     config = ConversionConfig(**options)
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
@@ -167,31 +174,41 @@ def _convert(
     check, feeds = _check_data(model, specs, feeds)
 
     sites = find_sites(model, choices)
-    total = len(calibration) if isinstance(calibration, Samples) else None
-    quantizers = _calibrate(model, sites, feeds, lambda done, _: report_progress("calibrate", done, total))
-    by_tensor = {site.tensor: found for site, found in quantizers.items()}
+    recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
+    kept = None if feeds is None else _cut(feeds, specs)
+    quantizers = _calibrate(model, sites, kept, partial(report_progress, "calibrate"))
+    tasks = [_task(choice, quantizers) for choice in choices]
+    float_model = model.clone()
+    insert_quantizers(model, quantizers)
+    refined = Refined({}, [])
+    if kept is not None and _needs_data(recipe, tasks):
+        reductions = [task for task in tasks if is_reduction(task.layer)]
+        refined = refine_network(
+            model, float_model, reductions, kept, recipe, partial(report_progress, "quantize weights")
+        )
     layers = []
-    for done, choice in enumerate(choices):
-        report_progress("quantize weights", done, len(choices))
-        layers.append(_quantize_layer(choice, by_tensor))
+    for done, task in enumerate(tasks):
+        report_progress("quantize weights", done, len(tasks))
+        weight = refined.weights.get(task.layer.node) or _nearest(task)
+        layers.append(QuantizedLayer(task.layer, weight, task.input_scale))
     weights = {layer.layer.node: layer.weight for layer in layers}
     described = tuple(describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
 
     report_progress("write", 0, None)
-    quantize_graph(model, layers, quantizers, config.form)
+    write_weights(model, layers, config.form)
     model.producer_name, model.producer_version = "fgq", version("fgq")
     model.metadata_props[FORM_KEY] = config.form.value
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
     return model, Report(
-        options=asdict(config),
+        options=asdict(config) | {"weights": config.codes.value, "recipe": recipe.value},
         layers=described,
         float_bytes=float_bytes,
         converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
         minimum_onnxruntime=minimum_onnxruntime(model),
         self_check=checked,
-        warnings=tuple(_warnings(described, checked)),
+        warnings=(*refined.warnings, *_warnings(described, checked)),
     )
 
 
@@ -215,6 +232,11 @@ def _check_convertible(
             f"{entry.name}: {entry.reason}" for entry in chosen[:3] if isinstance(entry, FloatNode)
         )
         raise ModelError(f"model: found no layer to convert, wanted at least one ({reasons or 'no weights'})")
+    if config.recipe in (Recipe.CALIBRATED, Recipe.OMSE) and calibration is None:
+        raise DataError(
+            f"calibration data: found none, wanted some hundred samples for the recipe {config.recipe}; give "
+            "--calibration-data FILE.npz or a folder, or --recipe fgq"
+        )
     if config.activations is not Activations.NONE and calibration is None:
         raise DataError(
             f"calibration data: found none, wanted some hundred samples for {config.activations} "
@@ -264,21 +286,32 @@ def _random_input(spec: InputSpec) -> NDArray[Any]:
     return np.ones(shape, spec.dtype)
 
 
+def _cut(feeds: Iterator[Feed], specs: Sequence[InputSpec]) -> list[Feed]:
+    """Return all feeds, cut to single samples where they are few and the model leaves the batch size open."""
+    kept = list(feeds)
+    lengths = [{array.shape[:1] for array in feed.values()} for feed in kept]
+    if len(kept) >= LEAST_FEEDS or any(spec.fixed_batch is not None for spec in specs):
+        return kept
+    if any(len(found) > 1 or () in found for found in lengths):
+        return kept
+    return [
+        {name: array[row : row + 1] for name, array in feed.items()}
+        for feed, found in zip(kept, lengths, strict=True)
+        for row in range(next(iter(found))[0])
+    ]
+
+
 def _calibrate(
     model: ir.Model,
     sites: Sequence[Site],
-    feeds: Iterator[Feed] | None,
+    feeds: Sequence[Feed] | None,
     progress: Callable[[int, int | None], None],
 ) -> dict[Site, dict[int, Quantizer]]:
     """Return the quantizers of each site, one for each width."""
     if not sites or feeds is None:
         return {}
-    histograms = observe(
-        model,
-        [str(site.tensor.name) for site in sites],
-        feeds,
-        progress=progress,
-    )
+    names = [str(site.tensor.name) for site in sites]
+    histograms = observe(model, names, feeds, progress=lambda done, _: progress(done, None))
     found: dict[Site, dict[int, Quantizer]] = {}
     for site in sites:
         histogram = histograms[str(site.tensor.name)]
@@ -295,33 +328,49 @@ def _origin(site: Site) -> Site:
     return site
 
 
-def _quantize_layer(choice: Choice, quantizers: Mapping[ir.Value, Mapping[int, Quantizer]]) -> QuantizedLayer:
+def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) -> Task:
+    """Say what is known of a layer before its weights are quantized."""
     layer = choice.layer
-    weight, bias = layer.weight_array, layer.bias_array
+    bias = layer.bias_array
     input_scale = least = None
     if choice.activations is not None:
-        input_scale = quantizers[layer.activation][choice.activations.bits].scale
+        by_tensor = {site.tensor: found for site, found in quantizers.items()}
+        input_scale = by_tensor[layer.activation][choice.activations.bits].scale
+        if bias is not None:
+            try:
+                least = least_row_scale(bias, input_scale, layer.products)
+            except FgqError as error:
+                raise type(error)(f"{layer.name}: {error}") from None
+    return Task(layer=layer, scheme=choice.weights, input_scale=input_scale, least=least)
+
+
+def _needs_data(recipe: Recipe, tasks: Sequence[Task]) -> bool:
+    """Tell whether a recipe looks at what the layers read; the paper's own does so for convolutions."""
+    return recipe is not Recipe.FGQ or any(task.layer.op_type == "Conv" for task in tasks)
+
+
+def _nearest(task: Task) -> QuantizedTensor:
+    """Quantize a layer's weights without data."""
+    layer = task.layer
+    weight = layer.weight_array
     try:
-        if input_scale is not None and bias is not None:
-            least = least_row_scale(bias, input_scale, layer.products)
-        tensor = quantize_weight(
+        return quantize_weight(
             weight,
-            choice.weights,
+            task.scheme,
             group_axis=layer.group_axis,
             channel_axis=layer.channel_axis,
-            least_row_scale=least,
+            least_row_scale=task.least,
             # onnxruntime has no integer product with a batched constant on the right and scales per
             # column (docs/architecture.md, Traps).
             per_channel=not (
                 layer.op_type == "MatMul"
                 and layer.weight_index == 1
                 and weight.ndim > 2
-                and choice.activations is not None
+                and task.input_scale is not None
             ),
         )
     except FgqError as error:
         raise type(error)(f"{layer.name}: {error}") from None
-    return QuantizedLayer(layer, tensor, input_scale)
 
 
 def _node(entry: Choice | FloatNode) -> ir.Node:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fgq import levels, ternary
 from fgq.errors import WeightError
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import INT8_LIMIT, Int8Scheme, TernaryScheme, WeightScheme
-from fgq.ternary import bounded_row_scale, fit_rows
+from fgq.scheme import INT8_LIMIT, Codes, WeightScheme
+from fgq.ternary import bounded_row_scale
 
 BIAS_LIMIT = 2.0**30
 """A bias quantized to int32 stays below this, which leaves the sum of products room in an int32."""
@@ -32,7 +33,7 @@ def quantize_weight(
     ----------
     weight : ndarray of float
         Finite weights of at least two axes, in the layer's own layout.
-    scheme : TernaryScheme or Int8Scheme
+    scheme : WeightScheme
         What the codes are.
     group_axis, channel_axis : int
         The reduction axis along which groups run, and the axis of output channels. Groups restart at
@@ -55,33 +56,77 @@ def quantize_weight(
     if weight.size == 0:
         raise WeightError(f"weights: found an empty tensor {list(weight.shape)}")
     check_finite("weights", weight)
-    rows = np.moveaxis(weight, (channel_axis, group_axis), (0, -1))
-    matrix = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+    matrix = as_rows(weight, group_axis, channel_axis)
     least = least_row_scale
     if not per_channel:
-        matrix = matrix.reshape(1, -1, rows.shape[-1])
+        matrix = matrix.reshape(1, -1, matrix.shape[-1])
         least = None if least is None else least.max(keepdims=True)
-    if isinstance(scheme, TernaryScheme):
-        codes, alpha, row_scale = _ternary_rows(matrix, scheme, least)
-        group = (np.arange(rows.shape[-1]) // min(scheme.group_size, rows.shape[-1])).astype(np.int32)
-    else:
-        codes, row_scale = _int8_rows(matrix, scheme, least)
+    if scheme.codes is Codes.INT8:
+        codes, row_scale = int8_rows(matrix, scheme, least)
         alpha = np.ones((1, 1, 1), np.uint8)
-        group = np.zeros(rows.shape[-1], np.int32)
-    row_scale = _fill_unused(row_scale, least)
+    else:
+        codes, alpha, row_scale = _grouped_rows(matrix, scheme, least)
+    return assemble(
+        codes,
+        alpha,
+        _fill_unused(row_scale, least) if per_channel else _fill_unused(row_scale, least).reshape(()),
+        scheme,
+        shape=weight.shape,
+        group_axis=group_axis,
+        channel_axis=channel_axis,
+    )
+
+
+def as_rows(weight: NDArray[np.floating], group_axis: int, channel_axis: int) -> NDArray[np.floating]:
+    """Return a weight as (M, E, L): output channels, kernel positions (or 1), positions on the group axis."""
+    rows = np.moveaxis(weight, (channel_axis, group_axis), (0, -1))
+    return rows.reshape(rows.shape[0], -1, rows.shape[-1])
+
+
+def assemble(
+    codes: NDArray[np.int8],
+    alpha: NDArray[np.uint8],
+    row_scale: NDArray[np.floating],
+    scheme: WeightScheme,
+    *,
+    shape: tuple[int, ...],
+    group_axis: int,
+    channel_axis: int,
+) -> QuantizedTensor:
+    """Make a tensor of what was found for its rows.
+
+    Parameters
+    ----------
+    codes : ndarray of int8
+        In the order of `as_rows`, of any shape.
+    alpha : ndarray of uint8
+        In the same order with G in place of L; or one value for all.
+    row_scale : ndarray of float, shape (M,) or ()
+    scheme : WeightScheme
+    shape : tuple of int
+        The weight's own shape.
+    group_axis, channel_axis : int
+        Its reduction axis and its axis of output channels.
+
+    Raises
+    ------
+    WeightError
+        If the parts do not fit each other.
+    """
+    moved = np.moveaxis(np.empty(shape, np.bool_), (channel_axis, group_axis), (0, -1)).shape
 
     def restore(array: NDArray[np.generic]) -> NDArray[np.generic]:
         if array.size == 1:
-            return array.reshape((1,) * weight.ndim)
-        array = array.reshape(*rows.shape[:-1], array.shape[-1])
+            return array.reshape((1,) * len(shape))
+        array = array.reshape(*moved[:-1], -1)
         return np.ascontiguousarray(np.moveaxis(array, (0, -1), (channel_axis, group_axis)))
 
     tensor = QuantizedTensor(
         planes=(Plane(codes=restore(codes), alpha=restore(alpha)),),  # type: ignore[arg-type]
-        group=group,
+        group=(np.arange(moved[-1]) // scheme.group_length(moved[-1])).astype(np.int32),
         group_axis=group_axis,
         channel_axis=channel_axis,
-        row_scale=row_scale if per_channel else row_scale.reshape(()),
+        row_scale=row_scale.astype(np.float32),
         scheme=scheme,
     )
     tensor.validate()
@@ -115,10 +160,30 @@ def least_row_scale(
     """
     check_finite("bias", bias)
     # The step is a float32 value, so no larger product is rounded to float32 below it.
-    limit = min(BIAS_LIMIT, 2**31 - 1 - 255 * INT8_LIMIT * products)
-    step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / limit
+    step: NDArray[np.float64] = np.abs(bias, dtype=np.float64) / _bias_limit(products)
     step = np.maximum(step, np.finfo(np.float32).tiny)
     return step / activation_scale
+
+
+def largest_bias(
+    activation_scale: float, row_scale: NDArray[np.floating], products: int
+) -> NDArray[np.float64]:
+    """Return the largest bias of each row that `least_row_scale` allows.
+
+    Parameters
+    ----------
+    activation_scale : float
+        The scale of the layer's quantized input, a float32 value.
+    row_scale : ndarray of float, shape (M,)
+    products : int
+        K, the number of products that one output adds up.
+
+    Returns
+    -------
+    ndarray of float64, shape (M,)
+    """
+    # A little less than the limit: the step is rounded to float32 when the bias is stored.
+    return 0.999 * _bias_limit(products) * activation_scale * row_scale.astype(np.float64)
 
 
 def quantize_bias(
@@ -149,6 +214,10 @@ def quantize_bias(
     if not highest <= BIAS_LIMIT:
         raise WeightError(f"bias: found {highest:.4g} in units of the accumulator, wanted at most 2**30")
     return rounded.astype(np.int32)
+
+
+def _bias_limit(products: int) -> float:
+    return min(BIAS_LIMIT, 2**31 - 1 - 255 * INT8_LIMIT * products)
 
 
 def lost_groups(weight: NDArray[np.floating], tensor: QuantizedTensor) -> int:
@@ -202,12 +271,12 @@ def check_finite(what: str, values: NDArray[np.floating]) -> None:
         raise WeightError(f"{what}: found {bad} of {values.size} values NaN or infinite, wanted finite ones")
 
 
-def _ternary_rows(
-    matrix: NDArray[np.floating], scheme: TernaryScheme, least: NDArray[np.float64] | None
+def _grouped_rows(
+    matrix: NDArray[np.floating], scheme: WeightScheme, least: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
     """Fit ``matrix`` (M, E, L), chunk of rows by chunk; codes (M, E, L), alpha (M, E, G)."""
     M, E, L = matrix.shape
-    N = min(scheme.group_size, L)
+    N = scheme.group_length(L)
     G = -(-L // N)
     codes = np.empty((M, E, L), np.int8)
     alpha = np.empty((M, E, G), np.uint8)
@@ -217,8 +286,8 @@ def _ternary_rows(
         part = slice(start, start + step)
         groups = np.zeros((matrix[part].shape[0], E, G * N), np.float64)
         groups[..., :L] = matrix[part]
-        fitted, alphas, scales = fit_rows(
-            groups.reshape(-1, E * G, N), scheme.alpha_limit, None if least is None else least[part]
+        fitted, alphas, scales = fit_groups(
+            groups.reshape(-1, E * G, N), scheme, None if least is None else least[part]
         )
         codes[part] = fitted.reshape(-1, E, G * N)[..., :L]
         alpha[part] = alphas.reshape(-1, E, G)
@@ -226,14 +295,29 @@ def _ternary_rows(
     return codes, alpha, row_scale
 
 
-def _int8_rows(
-    matrix: NDArray[np.floating], scheme: Int8Scheme, least: NDArray[np.float64] | None
+def fit_groups(
+    groups: NDArray[np.floating], scheme: WeightScheme, least_row_scale: NDArray[np.float64] | None
+) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Fit groups (M, G, N) of any scheme but INT8: codes (M, G, N), alpha (M, G), row scale (M,).
+
+    The rows of zeros have row scale 0; see `fgq.ternary.fit_rows` and `fgq.levels.fit_rows`.
+    """
+    if scheme.codes is Codes.TERNARY:
+        return ternary.fit_rows(groups, scheme.alpha_limit, least_row_scale)
+    return levels.fit_rows(groups, scheme.max_code, scheme.alpha_limit, least_row_scale)
+
+
+def int8_rows(
+    matrix: NDArray[np.floating], scheme: WeightScheme, least: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Scale each row by its largest magnitude, symmetric and without clipping, as AQT does (2105.03536)."""
+    """Scale each row of (M, E, L) by its largest magnitude, without clipping, as AQT does (2105.03536).
+
+    Returns codes (M, E, L) and the row scales (M,), 0 for a row of zeros.
+    """
     largest = np.abs(matrix).max(axis=(1, 2)).astype(np.float64)
-    row_scale = bounded_row_scale(largest / scheme.code_limit, least)
+    row_scale = bounded_row_scale(largest / scheme.max_code, least)
     divisor = np.where(row_scale > 0, row_scale, 1.0)[:, None, None]
-    codes = np.clip(np.rint(matrix / divisor), -scheme.code_limit, scheme.code_limit)
+    codes = np.clip(np.rint(matrix / divisor), -scheme.max_code, scheme.max_code)
     return codes.astype(np.int8), row_scale.astype(np.float32)
 
 

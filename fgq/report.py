@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fgq.kernels.packing import per_byte
 from fgq.qtensor import QuantizedTensor
-from fgq.scheme import TernaryScheme
+from fgq.scheme import Codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,13 +173,13 @@ def bits_per_weight(tensor: QuantizedTensor, *, packed: bool) -> float:
     ----------
     tensor : QuantizedTensor
     packed : bool
-        Whether ternary codes are written five to a byte; otherwise every weight takes 8 bits.
+        Whether several codes are written to a byte; otherwise every weight takes 8 bits.
     """
     weights = math.prod(tensor.shape)
     bits = 32 * tensor.row_scale.size
-    if packed and isinstance(tensor.scheme, TernaryScheme):
+    if packed and tensor.scheme.codes is not Codes.INT8:
         for plane in tensor.planes:
-            bits += 8 * -(-plane.codes.size // 5) + 8 * plane.alpha.size
+            bits += 8 * -(-plane.codes.size // per_byte(tensor.scheme.codes.largest)) + 8 * plane.alpha.size
     else:
         bits += 8 * weights
     return bits / weights
@@ -186,7 +187,7 @@ def bits_per_weight(tensor: QuantizedTensor, *, packed: bool) -> float:
 
 def removed_share(tensor: QuantizedTensor) -> float:
     """Return the share of a layer's multiplications that additions replace: one remains for each group."""
-    if not isinstance(tensor.scheme, TernaryScheme):
+    if tensor.scheme.codes not in (Codes.TERNARY, Codes.TIED):
         return 0.0
     products = math.prod(tensor.shape) // tensor.rows
     groups = products // tensor.shape[tensor.group_axis] * tensor.groups

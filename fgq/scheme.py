@@ -3,7 +3,7 @@
 Terms used throughout the project:
 
 code
-    the small integer stored for one weight: {-1, 0, +1} in a ternary tensor.
+    the small integer stored for one weight: {-1, 0, +1} in a ternary tensor, see `Codes`.
 alpha
     the unsigned integer scale of one group of codes.
 row scale
@@ -15,6 +15,7 @@ group size N
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from fgq.errors import ConfigError
 
@@ -25,75 +26,72 @@ WITHOUT_VNNI_LIMIT = 63
 """The same where u8 x s8 pairs are added in saturating int16: 2 * 255 * 63 < 2**15."""
 
 
+class Codes(StrEnum):
+    """What the codes of a weight are."""
+
+    TERNARY = "ternary"
+    """-1, 0, 1 (FGQ, arXiv 1705.01462)."""
+    TIED = "tied"
+    """-4 .. 4, two ternary planes of which one weighs three times the other, ``3 t1 + t2``."""
+    INT4 = "int4"
+    """-7 .. 7."""
+    INT8 = "int8"
+    """-127 .. 127 with alpha 1, one scale per output channel: first, last and depthwise layers."""
+
+    @property
+    def largest(self) -> int:
+        """Largest magnitude of a code."""
+        return {"ternary": 1, "tied": 4, "int4": 7, "int8": INT8_LIMIT}[self.value]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TernaryScheme:
-    """Ternary codes with one integer alpha per group of weights (FGQ, arXiv 1705.01462, section 3).
+class WeightScheme:
+    """Small integer codes with one integer alpha per group of weights.
 
     Parameters
     ----------
-    group_size : int
-        N, the number of weights that share one alpha; the last group of a row may be shorter.
-    alpha_limit : int
-        Largest alpha, 127 at most, so that ``alpha * code`` is an int8.
+    codes : Codes
+    group_size : int or None
+        N, the number of weights that share one alpha; the last group of a row may be shorter. Always None
+        with INT8, whose alpha is 1.
+    weight_limit : int
+        Largest magnitude of ``alpha * code``, 127 at most, so that it is an int8.
 
     Raises
     ------
     ConfigError
-        If `group_size` is below 1 or `alpha_limit` outside 1..127.
+        If `group_size` is below 1, or `weight_limit` leaves no alpha for the largest code or exceeds 127.
     """
 
-    group_size: int = 64
-    alpha_limit: int = INT8_LIMIT
+    codes: Codes = Codes.TERNARY
+    group_size: int | None = 64
+    weight_limit: int = INT8_LIMIT
 
     def __post_init__(self) -> None:
-        if self.group_size < 1:
+        if self.codes is Codes.INT8:
+            object.__setattr__(self, "group_size", None)
+        elif self.group_size is None or self.group_size < 1:
             raise ConfigError(f"group size: found {self.group_size}, wanted a whole number of at least 1")
-        _check_limit("alpha limit", self.alpha_limit)
+        least = 1 if self.codes is Codes.INT8 else self.codes.largest
+        if not least <= self.weight_limit <= INT8_LIMIT:
+            raise ConfigError(f"weight limit: found {self.weight_limit}, wanted {least}..{INT8_LIMIT}")
 
     @property
     def max_code(self) -> int:
         """Largest magnitude of a code."""
-        return 1
-
-    def __str__(self) -> str:
-        return f"ternary N={self.group_size}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Int8Scheme:
-    """8-bit codes with one scale per output channel (alpha is 1): first, last and depthwise layers.
-
-    Parameters
-    ----------
-    code_limit : int
-        Largest magnitude of a code, 127 at most.
-
-    Raises
-    ------
-    ConfigError
-        If `code_limit` lies outside 1..127.
-    """
-
-    code_limit: int = INT8_LIMIT
-
-    def __post_init__(self) -> None:
-        _check_limit("code limit", self.code_limit)
-
-    @property
-    def max_code(self) -> int:
-        """Largest magnitude of a code."""
-        return self.code_limit
+        return min(self.codes.largest, self.weight_limit)
 
     @property
     def alpha_limit(self) -> int:
         """Largest alpha."""
-        return 1
+        return self.weight_limit // self.max_code
+
+    def group_length(self, length: int) -> int:
+        """Return how many of `length` weights along the group axis form a full group."""
+        return length if self.group_size is None else min(self.group_size, length)
 
     def __str__(self) -> str:
-        return "int8"
-
-
-WeightScheme = TernaryScheme | Int8Scheme
+        return str(self.codes) if self.group_size is None else f"{self.codes} N={self.group_size}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +154,3 @@ class Quantizer:
     def highest(self) -> int:
         """The largest integer."""
         return (1 << self.bits) - 1
-
-
-def _check_limit(what: str, value: int) -> None:
-    if not 1 <= value <= INT8_LIMIT:
-        raise ConfigError(f"{what}: found {value}, wanted 1..{INT8_LIMIT}")

@@ -207,7 +207,7 @@ def plan_job(engine: Engine, geometry: Geometry, outputs: int, threads: int) -> 
     threads : int
         How many threads to use at most.
     """
-    plan = engine.plan(geometry.rows, outputs)
+    plan = engine.plan(max(geometry.rows, 1), outputs)
     rows_step, outputs_step = _shared(plan, geometry, outputs, threads)
     row_blocks, output_blocks = -(-geometry.rows // rows_step), -(-outputs // outputs_step)
     units = geometry.groups * row_blocks * output_blocks

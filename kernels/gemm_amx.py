@@ -16,8 +16,9 @@ Algorithm
 
 Compact weights
     are decoded two panels and some steps of k at a time, for the nearest cache, and meet all rows of the
-    block there; farther away the decoder would wait for its own writes. Sums wait for the next such chunk
-    side by side, 1,024 bytes each.
+    block there; farther away the decoder would wait for its own writes. Each block of rows decodes the
+    weights anew, so blocks are taller than those of unpacked weights, and narrower. Sums wait for the next
+    such chunk side by side, 1,024 bytes each.
 
 Accumulators
     int32. They hold K <= 66,000 products, 66,000 * 255 * 127 < 2**31; the instruction wraps and never
@@ -79,6 +80,9 @@ _SUMS = 1 << 14
 _WIDEST = 256
 """Outputs in a block."""
 
+_DECODED_ROWS = 400
+"""Rows that compact weights are decoded for at once: decoding takes as long as some two row tiles."""
+
 _FAR_BYTES = 1 << 20
 """Weights beyond this do not stay in the second-level cache from block to block."""
 
@@ -117,14 +121,25 @@ def prepare(matrices: list[Weight], isa: InstructionSet, *, compact: bool = Fals
     coding, weights = pack_compact(matrices) if compact else (None, pack(matrices))
     numbers = (0, 0, 0) if coding is None else (coding.bits, coding.run, coding.planes)
 
+    def outputs_of(room: int, outputs: int) -> int:
+        widest = max(OUTPUTS_MULTIPLE, min(_WIDEST, room))
+        return min(_up(outputs, OUTPUTS_MULTIPLE), widest - widest % OUTPUTS_MULTIPLE)
+
     def plan(rows: int, outputs: int) -> Plan:
-        widest = max(OUTPUTS_MULTIPLE, min(_WIDEST, _PANEL_BYTES // depth))
-        outputs_step = min(_up(outputs, OUTPUTS_MULTIPLE), widest - widest % OUTPUTS_MULTIPLE)
-        most = max(_PAIR, min(_SUMS // outputs_step, _PANEL_BYTES // depth))
-        rows_step = min(_up(rows, _PAIR), most - most % _PAIR)
-        if direct and 4 * _PAIR <= rows < rows_step and outputs * depth <= _FAR_BYTES:
-            rows_step -= _PAIR  # the rest is gathered, rather than all
-        decoded = (2 * _CHUNK + 2 * rows_step // _ROWS) * TILE_BYTES if compact else 0
+        most = max(_PAIR, _PANEL_BYTES // depth)
+        if compact:
+            # as few blocks as can be, all alike
+            blocks = -(-rows // min(most, _DECODED_ROWS))
+            rows_step = _up(-(-rows // blocks), _PAIR)
+            outputs_step = outputs_of(_SUMS // rows_step, outputs)
+            decoded = (2 * _CHUNK + 2 * rows_step // _ROWS) * TILE_BYTES
+        else:
+            outputs_step = outputs_of(_PANEL_BYTES // depth, outputs)
+            most = max(_PAIR, min(_SUMS // outputs_step, most))
+            rows_step = min(_up(rows, _PAIR), most - most % _PAIR)
+            if direct and 4 * _PAIR <= rows < rows_step and outputs * depth <= _FAR_BYTES:
+                rows_step -= _PAIR  # the rest is gathered, rather than all
+            decoded = 0
         return Plan(
             rows_step=rows_step, outputs_step=outputs_step, pitch=pitch, direct=direct,
             work_bytes=_SETTINGS + decoded,

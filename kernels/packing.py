@@ -1,66 +1,93 @@
-"""Five trits a byte: how ternary codes lie on disk.
+"""Several codes a byte: how codes lie on disk.
 
-A trit is a code plus one, 0..2, and a byte holds five of them, the first one lowest::
+With codes of magnitude L at most, a digit is a code plus L, in base ``b = 2 L + 1``, and a byte holds as many
+digits as fit, the first one lowest::
 
-    byte = sum over j of 3**j * (code[j] + 1)          j = 0..4,  0 <= byte <= 242 = 3**5 - 1
+    byte = sum over j of b**j * (code[j] + L)          j = 0 .. n - 1,  b**n <= 256
 
-which is 1.6 bits a weight where log2(3) = 1.585 is the least possible. Codes are taken in C order; the
-last byte is filled up with code 0. Bytes 243..255 mean nothing and are refused.
+=====  ====  ==========  ================
+L      base  codes/byte  bits per code
+=====  ====  ==========  ================
+1      3     5           1.6 (log2(3) = 1.585)
+4      9     2           4
+7      15    2           4
+=====  ====  ==========  ================
+
+Codes are taken in C order; the last byte is filled up with code 0. Bytes from ``b**n`` on mean nothing and
+are refused.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import KernelError
-from fgq.kernels.weights import check_ternary
-
-PER_BYTE = 5
-"""Trits in one byte."""
-
-USED_BYTES = 3**PER_BYTE
-"""Bytes below this one, 243, mean something."""
-
-TABLE: NDArray[np.int8] = (
-    np.arange(256)[:, None] // 3 ** np.arange(PER_BYTE) % 3 - 1  # bytes that mean nothing have rows too
-).astype(np.int8)
-"""The codes of every byte, int8 [256, 5], first code first."""
 
 
-def pack_trits(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack ternary codes, five to a byte.
+def per_byte(max_code: int) -> int:
+    """Return how many codes of magnitude `max_code` at most one byte holds."""
+    base, count = 2 * max_code + 1, 1
+    while base ** (count + 1) <= 256:
+        count += 1
+    return count
+
+
+def used_bytes(max_code: int) -> int:
+    """Return the number of bytes that mean something: 0 up to this one, not with it."""
+    return int((2 * max_code + 1) ** per_byte(max_code))
+
+
+@functools.cache
+def table(max_code: int) -> NDArray[np.int8]:
+    """Return the codes of every byte, int8 [256, codes a byte], first code first.
+
+    Bytes that mean nothing have rows too. The array is shared: it cannot be written to.
+    """
+    base = 2 * max_code + 1
+    digits = np.arange(256)[:, None] // base ** np.arange(per_byte(max_code)) % base
+    codes = (digits - max_code).astype(np.int8)
+    codes.flags.writeable = False
+    return codes
+
+
+def pack_codes(codes: NDArray[np.int8], max_code: int) -> NDArray[np.uint8]:
+    """Pack codes, as many to a byte as fit.
 
     Parameters
     ----------
     codes : ndarray of int8
-        Any shape, values in {-1, 0, 1}.
+        Any shape, values in ``-max_code .. max_code``.
+    max_code : int
+        1, 4 or 7.
 
     Returns
     -------
     ndarray of uint8, shape (P,)
-        ``P = ceil(codes.size / 5)`` bytes.
+        ``P = ceil(codes.size / per_byte(max_code))`` bytes.
 
     Raises
     ------
     KernelError
-        If a code is none of -1, 0, 1.
+        If a code is larger.
     """
-    check_ternary(codes)
-    flat = codes.reshape(-1)
-    packed = np.full(-(-flat.size // PER_BYTE), USED_BYTES // 2, np.uint8)  # 121 is five codes 0
-    for place in range(PER_BYTE):
-        # a code of -1 wraps to 255 in uint8, and 3**place * 255 takes 3**place off, modulo 256
-        codes_here = flat[place::PER_BYTE].astype(np.uint8)
-        codes_here *= np.uint8(3**place)
+    if codes.size and not (-max_code <= codes.min() and codes.max() <= max_code):
+        raise KernelError(f"codes: found {codes.min()}..{codes.max()}, wanted {-max_code}..{max_code}")
+    flat, count = codes.reshape(-1), per_byte(max_code)
+    packed = np.full(-(-flat.size // count), used_bytes(max_code) // 2, np.uint8)  # the byte of codes 0 alone
+    for place in range(count):
+        # a code of -1 wraps to 255 in uint8, and b**place * 255 takes b**place off, modulo 256
+        codes_here = flat[place::count].astype(np.uint8)
+        codes_here *= np.uint8((2 * max_code + 1) ** place)
         packed[: codes_here.size] += codes_here
     return packed
 
 
-def unpack_trits(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """Unpack what :func:`pack_trits` packed.
+def unpack_codes(packed: NDArray[np.uint8], shape: tuple[int, ...], max_code: int) -> NDArray[np.int8]:
+    """Unpack what :func:`pack_codes` packed.
 
     Parameters
     ----------
@@ -68,27 +95,30 @@ def unpack_trits(packed: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[n
         The bytes.
     shape : tuple of int
         Shape of the codes.
+    max_code : int
+        1, 4 or 7.
 
     Returns
     -------
     ndarray of int8
-        Codes in {-1, 0, 1}, of the given shape, in memory of their own.
+        Codes in ``-max_code .. max_code``, of the given shape, in memory of their own.
 
     Raises
     ------
     KernelError
-        If the number of bytes does not fit the shape, or a byte is one of 243..255: the place is named.
+        If the number of bytes does not fit the shape, or a byte means nothing: the place is named.
     """
-    count = math.prod(shape)
-    wanted = -(-count // PER_BYTE)
+    count, used = math.prod(shape), used_bytes(max_code)
+    wanted = -(-count // per_byte(max_code))
     if packed.dtype != np.uint8 or packed.shape != (wanted,):
         raise KernelError(
-            f"trits: found {packed.dtype}{list(packed.shape)} for {count} codes, wanted uint8[{wanted}]"
+            f"packed codes: found {packed.dtype}{list(packed.shape)} for {count} codes, "
+            f"wanted uint8[{wanted}]"
         )
-    if packed.size and packed.max() >= USED_BYTES:
-        place = int(np.argmax(packed >= USED_BYTES))
+    if packed.size and packed.max() >= used:
+        place = int(np.argmax(packed >= used))
         raise KernelError(
-            f"trits: found byte {packed[place]} at index {place}, wanted 0..{USED_BYTES - 1}; "
+            f"packed codes: found byte {packed[place]} at index {place}, wanted 0..{used - 1}; "
             "the packed codes are damaged"
         )
-    return np.take(TABLE, packed, axis=0).reshape(-1)[:count].reshape(shape)
+    return np.take(table(max_code), packed, axis=0).reshape(-1)[:count].reshape(shape)

@@ -204,23 +204,6 @@ def check_weights(weight: Weight, bias: NDArray[np.int32], x_zero: int, window: 
         )
 
 
-def check_ternary(codes: NDArray[np.int8]) -> None:
-    """Refuse codes other than -1, 0 and 1.
-
-    Parameters
-    ----------
-    codes : ndarray of int8
-        Any shape.
-
-    Raises
-    ------
-    KernelError
-        Saying what was found.
-    """
-    if codes.size and not (-1 <= codes.min() and codes.max() <= 1):
-        raise KernelError(f"codes: found {codes.min()}..{codes.max()}, wanted the ternary -1..1")
-
-
 def check_activations(x: NDArray[np.uint8], rank: int, channels: int) -> None:
     """Refuse activations of another dtype, rank or number of channels.
 

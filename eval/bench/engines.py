@@ -71,7 +71,13 @@ class Engine:
         return str(self.runtime) if self.runtime is Runtime.FGQ else f"{self.runtime} {self.form}"
 
     def __str__(self) -> str:
-        return ", ".join([self.name, *map(str, self.options.values())])
+        return label(self.name, self.options)
+
+
+def label(name: str, options: Mapping[str, str | int]) -> str:
+    """Return an engine's name with its options, as in ``fgq, N=64, auto, fast``."""
+    values = (f"N={value}" if key == "group_size" else str(value) for key, value in options.items())
+    return ", ".join([name, *values])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

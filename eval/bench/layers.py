@@ -21,7 +21,7 @@ from fgq.kernels import (
     quantize_activations,
 )
 from fgq.quantize import quantize_weight
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 
 _DISTINCT_OUTPUTS = 512
 """Output channels whose weights are drawn; further ones repeat them, for no kernel looks at values."""
@@ -114,7 +114,7 @@ def draw_layer(shape: Shape, group_size: int, seed: int = 0) -> DrawnLayer:
     outputs, *rest = shape.weights
     drawn = rng.standard_normal((min(outputs, _DISTINCT_OUTPUTS), *rest), np.float32)
     drawn /= np.sqrt(np.float32(np.prod(rest)))  # so that results are of the size of the activations
-    scheme = TernaryScheme(group_size=group_size) if shape.ternary else Int8Scheme()
+    scheme = WeightScheme(group_size=group_size) if shape.ternary else WeightScheme(codes=Codes.INT8)
     tensor = quantize_weight(drawn, scheme, group_axis=drawn.ndim - 1, channel_axis=0)
     again = np.arange(outputs) % len(drawn)
     plane = tensor.planes[0]

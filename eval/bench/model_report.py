@@ -20,9 +20,11 @@ import typer
 from fgq import onnx_file
 from fgq.errors import DataError, FgqError
 from fgq.eval.bench import report
+from fgq.eval.bench.baselines import FLOAT, OPENVINO
 from fgq.eval.bench.document import _markdown
+from fgq.eval.bench.engines import label
 from fgq.eval.bench.kernels import Result as KernelsResult
-from fgq.eval.bench.model_claims import DYNAMIC, FLOAT, INT8, OPENVINO, claims
+from fgq.eval.bench.model_claims import DYNAMIC, INT8, claims
 from fgq.eval.bench.model_files import BUILT_IN
 from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
@@ -83,7 +85,7 @@ def model_table(rows: list[Row]) -> Table:
         others = [settings[row.batch, row.threads].get(name) for name in names]
         lines.append(
             [
-                ", ".join([row.engine, *map(_option, row.options.items())]),
+                label(row.engine, row.options),
                 str(row.batch),
                 str(row.threads),
                 f"{row.median_ms:.3f}{mark}",
@@ -99,11 +101,6 @@ def model_table(rows: list[Row]) -> Table:
             ]
         )
     return columns, lines
-
-
-def _option(option: tuple[str, str | int]) -> str:
-    name, value = option
-    return f"N={value}" if name == "group_size" else str(value)
 
 
 def rows_of(result: Result) -> dict[str, list[Row]]:

@@ -52,7 +52,7 @@ class Trial:
     group_sizes: tuple[int, ...] = ()
 
 
-FULL_PLAN = (
+FULL_PLAN: tuple[Trial, ...] = (
     Trial(model="resnet50", group_sizes=(64, 4)),
     Trial(model="minilm"),
     Trial(model="cnn", batches=(1, 32)),

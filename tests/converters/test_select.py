@@ -9,7 +9,7 @@ from fgq.converters.reader import read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.errors import ConfigError, ModelError
 from fgq.eval.light_models import light_model
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 
 
 def normal(*shape):
@@ -73,8 +73,8 @@ def test_group_size_that_does_not_fit(model, check_integers):
         for fallback in (Misfit.RAGGED, Misfit.SMALLER)
     }
     assert schemes == {
-        Misfit.RAGGED: [TernaryScheme(group_size=4)] * 2,
-        Misfit.SMALLER: [TernaryScheme(group_size=2)] * 2,
+        Misfit.RAGGED: [WeightScheme(group_size=4)] * 2,
+        Misfit.SMALLER: [WeightScheme(group_size=2)] * 2,
     }
     with pytest.raises(ConfigError, match="found 10 input channels, wanted a multiple of the group size 4"):
         choose(model, group_size=4, group_size_fallback=Misfit.ERROR)
@@ -108,8 +108,8 @@ def test_excluded_layers_keep_their_weights(model, run):
 
 def test_without_vnni_no_pair_of_products_saturates(model, check_integers):
     schemes = [entry.weights for entry in choose(model, x86_without_vnni=True, group_size=5)]
-    assert schemes[0] == Int8Scheme(code_limit=63)
-    assert schemes[2] == TernaryScheme(group_size=5, alpha_limit=63)
+    assert schemes[0] == WeightScheme(codes=Codes.INT8, weight_limit=63)
+    assert schemes[2] == WeightScheme(group_size=5, weight_limit=63)
     result = convert(model, calibration=FEEDS, x86_without_vnni=True, group_size=5, form="int8")
     weights = [t for t in result.model.graph.initializer if t.data_type == 3 and t.name.endswith(".w8")]
     assert len(weights) == 5
@@ -150,4 +150,4 @@ def test_shufflenet_has_depthwise_and_grouped_layers():
     depthwise = [entry for entry in chosen if entry.layer.is_depthwise]
     assert len(depthwise) == 16
     assert all(entry.note == "depthwise" for entry in depthwise)
-    assert all(isinstance(entry.weights, Int8Scheme) for entry in depthwise)
+    assert all(entry.weights.codes is Codes.INT8 for entry in depthwise)

@@ -187,9 +187,11 @@ class TestConvert:
         assert shown.endswith("3 of 3 layers with weights would be converted\n")
         assert sorted(os.listdir()) == before
 
-    def test_data_unused_by_float_activations_are_not_opened(self, command, folder):
+    def test_data_calibrate_weights_under_float_activations_too(self, command, folder):
         arguments = ["--calibration-data", "missing.npz", "--activations", "none"]
-        plain(command("convert", "float.onnx", "-o", "out.onnx", *arguments))
+        outcome = command("convert", "float.onnx", "-o", "out.onnx", *arguments)
+        assert outcome.code == 2
+        assert "missing.npz: found no such file" in " ".join(outcome.err.split())
 
     def test_replaces_an_older_output(self, command, folder):
         Path("out.onnx").write_text("older")

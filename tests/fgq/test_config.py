@@ -4,7 +4,7 @@ import pytest
 
 from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, Int8Scheme, TernaryScheme
+from fgq.scheme import ActivationScheme, Codes, WeightScheme
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,9 @@ from fgq.scheme import ActivationScheme, Int8Scheme, TernaryScheme
         ({"group_size": True}, "group_size: found True"),
         ({"group_size": "64"}, "group_size: found '64'"),
         ({"group_size": None}, "group_size: found None"),
+        ({"weights": "int2"}, "weights: found 'int2', wanted one of ternary, tied, int4, int8"),
+        ({"recipe": "best"}, "recipe: found 'best', wanted one of fgq, calibrated, omse-int4"),
+        ({"recipe": "omse-int4", "weights": "tied"}, "weights: found tied with the recipe omse-int4"),
         ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, none"),
         ({"activations": 8}, "activations: found 8"),
         ({"activations": None}, "activations: found None"),
@@ -50,17 +53,27 @@ def test_strings_become_choices():
 
 def test_the_schemes_follow_from_the_options():
     config = ConversionConfig(group_size=4)
-    assert config.ternary == TernaryScheme(group_size=4, alpha_limit=127)
-    assert config.int8 == Int8Scheme(code_limit=127)
+    assert config.weight_scheme == WeightScheme(group_size=4, weight_limit=127)
+    assert config.int8 == WeightScheme(codes=Codes.INT8, weight_limit=127)
     assert config.activation_scheme == ActivationScheme(bits=8)
     without = ConversionConfig(x86_without_vnni=True, activations="int4")
-    assert (without.ternary.alpha_limit, without.int8.code_limit) == (63, 63)
+    assert (without.weight_scheme.alpha_limit, without.int8.max_code) == (63, 63)
     assert without.activation_scheme == ActivationScheme(bits=4)
     assert ConversionConfig(activations="none").activation_scheme is None
 
 
+def test_the_codes_follow_from_the_recipe_where_none_are_named():
+    assert ConversionConfig().codes is Codes.TERNARY
+    assert ConversionConfig(recipe="omse-int4").codes is Codes.INT4
+    tied = ConversionConfig(recipe="calibrated", weights="tied")
+    assert tied.weight_scheme == WeightScheme(codes=Codes.TIED)
+    assert ConversionConfig(weights="int8").weight_scheme == WeightScheme(codes=Codes.INT8)
+
+
 OPTIONS = {
     "group_size": 4,
+    "weights": "tied",
+    "recipe": "calibrated",
     "activations": "int4",
     "form": "int8",
     "include": "conv.*",
@@ -96,7 +109,7 @@ def test_a_file_may_leave_everything_as_it_is(tmp_path, name, text):
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
-        ("a.toml", "group_sise = 4", "found the unknown option 'group_sise', wanted one of group_size, act"),
+        ("a.toml", "group_sise = 4", "found the unknown option 'group_sise', wanted one of group_size, w"),
         ("a.toml", "[fgq]\ngroup_size = 4", "found the unknown option 'fgq'"),
         ("a.json", '{"group size": 4}', "found the unknown option 'group size'"),
         ("a.json", '{"group_size": 4, "group-size": 8}', "found the option 'group_size' twice"),

@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from fgq.container import (
     FUNCTION_INPUTS,
     LEAST_OPSET,
+    PACKED,
     constant,
     is_unpack,
     read_weight,
@@ -19,9 +20,9 @@ from fgq.container import (
     unpacked,
 )
 from fgq.errors import ModelError
-from fgq.kernels.packing import TABLE, pack_trits
+from fgq.kernels.packing import pack_codes, table
 from fgq.quantize import quantize_weight
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 
 OPSETS = range(LEAST_OPSET, 27)
 """Those that onnxruntime 1.31 and onnx both run."""
@@ -43,15 +44,16 @@ SHAPE = LAYOUTS["gemm, transB"][0]
 def tensor_of(layout, group_size=4, **options):
     shape, group_axis, channel_axis = LAYOUTS[layout]
     weight = np.random.default_rng(4).standard_normal(shape).astype(np.float32)
-    scheme = options.pop("scheme", TernaryScheme(group_size=group_size))
+    codes = options.pop("codes", Codes.TERNARY)
+    scheme = WeightScheme(codes=codes, group_size=group_size)
     return quantize_weight(weight, scheme, group_axis=group_axis, channel_axis=channel_axis, **options)
 
 
 def arrays_of(tensor):
     (plane,) = tensor.planes
     return {
-        "codes": pack_trits(plane.codes),
-        "table": TABLE,
+        "codes": pack_codes(plane.codes, tensor.scheme.max_code),
+        "table": table(tensor.scheme.max_code),
         "alpha": plane.alpha,
         "group": tensor.group,
         "shape": np.array(tensor.shape, np.int64),
@@ -99,9 +101,10 @@ def read(model, group_axis=1, channel_axis=0):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("codes", PACKED)
 @pytest.mark.parametrize("opset", [LEAST_OPSET, 21])
-def test_every_layout_unpacks_to_w8_in_onnxruntime(layout, opset, run):
-    tensor = tensor_of(layout)
+def test_every_layout_unpacks_to_w8_in_onnxruntime(layout, codes, opset, run):
+    tensor = tensor_of(layout, codes=codes)
     w8, weights = run(packed_model(tensor, opset), {})
     assert w8.dtype == np.int8
     assert np.array_equal(w8, tensor.int8())
@@ -122,8 +125,9 @@ def test_every_opset_unpacks_to_w8(opset, run):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_unpacks_to_w8_in_the_reference_evaluator(layout):
-    tensor = tensor_of(layout)
+@pytest.mark.parametrize("codes", PACKED)
+def test_every_layout_unpacks_to_w8_in_the_reference_evaluator(layout, codes):
+    tensor = tensor_of(layout, codes=codes)
     w8, weights = ReferenceEvaluator(packed_model(tensor, 21)).run(None, {})
     assert np.array_equal(w8, tensor.int8())
     assert np.array_equal(weights, tensor.dequantize())
@@ -134,7 +138,7 @@ def test_every_layout_unpacks_to_w8_in_the_reference_evaluator(layout):
 def test_ragged_sizes_unpack(length, group_size, run):
     rng = np.random.default_rng(length)
     weight = rng.standard_normal((3, length)).astype(np.float32)
-    tensor = quantize_weight(weight, TernaryScheme(group_size=group_size), group_axis=1, channel_axis=0)
+    tensor = quantize_weight(weight, WeightScheme(group_size=group_size), group_axis=1, channel_axis=0)
     model = packed_model(tensor, 19)
     assert np.array_equal(run(model, {}, ["w8"])[0], tensor.int8())
     assert np.array_equal(ReferenceEvaluator(model).run(["w8"], {})[0], tensor.int8())
@@ -142,9 +146,10 @@ def test_ragged_sizes_unpack(length, group_size, run):
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("codes", PACKED)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_packed_weight_is_read_back(layout, per_channel):
-    tensor = tensor_of(layout, per_channel=per_channel)
+def test_a_packed_weight_is_read_back(layout, codes, per_channel):
+    tensor = tensor_of(layout, codes=codes, per_channel=per_channel)
     found = read(packed_model(tensor), tensor.group_axis, tensor.channel_axis)
     assert np.array_equal(found.planes[0].codes, tensor.planes[0].codes)
     assert np.array_equal(found.planes[0].alpha, tensor.planes[0].alpha)
@@ -152,7 +157,7 @@ def test_a_packed_weight_is_read_back(layout, per_channel):
     assert np.array_equal(found.row_scale, tensor.row_scale)
     assert found.row_scale.shape == tensor.row_scale.shape
     assert (found.group_axis, found.channel_axis) == (tensor.group_axis, tensor.channel_axis)
-    assert isinstance(found.scheme, TernaryScheme)
+    assert found.scheme.codes is codes
     assert found.scheme.group_size == min(4, tensor.shape[tensor.group_axis])
 
 
@@ -165,14 +170,14 @@ def int8_model(w8, scale, zero=None, **attributes):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_int8_weight_is_read_back(layout):
-    tensor = tensor_of(layout, scheme=Int8Scheme())
+    tensor = tensor_of(layout, codes=Codes.INT8)
     for axis in (tensor.channel_axis, tensor.channel_axis - len(tensor.shape)):
         zero = np.zeros(tensor.rows, np.int8)
         model = int8_model(tensor.int8(), tensor.row_scale, zero, axis=axis)
         found = read(model, tensor.group_axis, tensor.channel_axis)
         assert np.array_equal(found.int8(), tensor.int8())
         assert np.array_equal(found.row_scale, tensor.row_scale)
-        assert found.scheme == Int8Scheme()
+        assert found.scheme == WeightScheme(codes=Codes.INT8)
 
 
 W8 = np.ones(SHAPE, np.int8)
@@ -224,9 +229,9 @@ GOOD = arrays_of(TENSOR)
         ({"codes": np.append(GOOD["codes"], np.uint8(0))}, r"uint8\[14\] for 65 codes"),
         ({"codes": GOOD["codes"].astype(np.int32)}, r"int32\[13\] for 65 codes"),
         ({"codes": GOOD["codes"][None]}, r"uint8\[1, 13\]"),
-        ({"table": -TABLE}, "unknown table, wanted five trits a byte"),
-        ({"table": TABLE[:243]}, "unknown table"),
-        ({"table": TABLE[:, ::-1]}, "unknown table"),
+        ({"table": -table(1)}, "unknown table, wanted that of ternary, tied, int4 codes"),
+        ({"table": table(1)[:243]}, "unknown table"),
+        ({"table": table(1)[:, ::-1]}, "unknown table"),
         ({"alpha": GOOD["alpha"][:, :-1]}, r"plane 0 alpha: found uint8\[5, 3\], wanted uint8\[5, 4\]"),
         ({"alpha": GOOD["alpha"][:, :1]}, r"plane 0 alpha: found uint8\[5, 1\]"),
         ({"alpha": GOOD["alpha"][:2]}, r"plane 0 alpha: found uint8\[2, 4\]"),

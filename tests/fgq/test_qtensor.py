@@ -8,7 +8,7 @@ import pytest
 
 from fgq.errors import WeightError
 from fgq.qtensor import MAX_REDUCTION, Plane, QuantizedTensor
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 
 SHAPE = (6, 7, 3)
 
@@ -31,7 +31,7 @@ def tensor_of(shape=SHAPE, group_axis=1, channel_axis=0, group_size=3, count=1, 
         "group_axis": group_axis,
         "channel_axis": channel_axis,
         "row_scale": rng.uniform(0.5, 2, shape[channel_axis]).astype(np.float32),
-        "scheme": TernaryScheme(group_size=group_size),
+        "scheme": WeightScheme(group_size=group_size),
     }
     return QuantizedTensor(**fields | changes)
 
@@ -146,8 +146,8 @@ WIDE = Plane(codes=np.ones(SHAPE, np.int8), alpha=np.full((6, 3, 3), 64, np.uint
         (with_codes(alpha=ALPHA[:2]), r"found uint8\[2, 3, 3\]"),
         (with_codes(alpha=ALPHA[..., None]), r"found uint8\[6, 3, 3, 1\]"),
         (with_codes(alpha=changed(ALPHA, (1, 1, 1), 128)), "plane 0 alpha: found 128, wanted at most 127"),
-        ({"scheme": TernaryScheme(alpha_limit=63)}, "plane 0 alpha: found 12., wanted at most 63"),
-        ({"scheme": Int8Scheme()}, "plane 0 alpha: found 12., wanted at most 1"),
+        ({"scheme": WeightScheme(weight_limit=63)}, "plane 0 alpha: found 12., wanted at most 63"),
+        ({"scheme": WeightScheme(codes=Codes.INT8)}, "plane 0 alpha: found 12., wanted at most 1"),
         ({"planes": (VALID.planes[0], Plane(codes=CODES[1:], alpha=ALPHA[1:]))}, "plane 1 codes"),
         ({"planes": (WIDE, WIDE)}, "w8: found magnitude 128, wanted at most 127"),
         ({"row_scale": SCALE.astype(np.float64)}, r"row scale: found float64\[6\]"),

@@ -18,7 +18,7 @@ from fgq.quantize import (
     quantize_weight,
     signal_to_noise_db,
 )
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 from fgq.ternary import fit_rows
 
 FEW = settings(derandomize=True, deadline=None, max_examples=40)
@@ -80,7 +80,7 @@ def test_groups_run_along_the_reduction_in_every_layout(layout, N):
     weight = weights(shape, zeros=0)
     tensor = quantize_weight(
         weight,
-        TernaryScheme(group_size=N, alpha_limit=100),
+        WeightScheme(group_size=N, weight_limit=100),
         group_axis=group_axis,
         channel_axis=channel_axis,
     )
@@ -101,7 +101,10 @@ def test_int8_rows_reach_the_limit_and_round_to_the_nearest(layout, limit):
     shape, group_axis, channel_axis = LAYOUTS[layout]
     weight = weights(shape, zeros=0)
     tensor = quantize_weight(
-        weight, Int8Scheme(code_limit=limit), group_axis=group_axis, channel_axis=channel_axis
+        weight,
+        WeightScheme(codes=Codes.INT8, weight_limit=limit),
+        group_axis=group_axis,
+        channel_axis=channel_axis,
     )
     rows = tuple(axis for axis in range(weight.ndim) if axis != channel_axis)
     assert (np.abs(tensor.int8()).max(rows) == limit).all()
@@ -114,22 +117,24 @@ def test_one_scale_for_all_channels_is_a_scalar():
     weight = weights((3, 13, 5))
     weight[..., 0] = 0
     whole = quantize_weight(
-        weight, TernaryScheme(group_size=4), group_axis=1, channel_axis=2, per_channel=False
+        weight, WeightScheme(group_size=4), group_axis=1, channel_axis=2, per_channel=False
     )
     assert whole.row_scale.shape == ()
     rows = np.moveaxis(weight, 2, 0).reshape(1, -1, 13)
     w8, row_scale = by_loops(rows.reshape(1, 15, 13), 4, 2, 0, 127)
     assert np.array_equal(np.moveaxis(whole.int8(), 2, 0).reshape(w8.shape), w8)
     assert whole.row_scale == row_scale[0]
-    plain = quantize_weight(weight, Int8Scheme(), group_axis=1, channel_axis=2, per_channel=False)
+    plain = quantize_weight(
+        weight, WeightScheme(codes=Codes.INT8), group_axis=1, channel_axis=2, per_channel=False
+    )
     assert plain.row_scale == np.float32(np.abs(weight).max() / 127)
     assert np.abs(plain.int8()).max() == 127
 
 
 def test_a_group_size_beyond_any_integer_type_is_one_group():
     weight = weights((3, 7))
-    large = quantize_weight(weight, TernaryScheme(group_size=10**30), group_axis=1, channel_axis=0)
-    whole = quantize_weight(weight, TernaryScheme(group_size=7), group_axis=1, channel_axis=0)
+    large = quantize_weight(weight, WeightScheme(group_size=10**30), group_axis=1, channel_axis=0)
+    whole = quantize_weight(weight, WeightScheme(group_size=7), group_axis=1, channel_axis=0)
     assert np.array_equal(large.int8(), whole.int8())
 
 
@@ -137,15 +142,15 @@ def test_chunks_of_rows_give_what_the_whole_gives(monkeypatch):
     weight = weights((7, 10, 3, 3))
     least = np.linspace(0, 0.1, 7)
     options = {"group_axis": 1, "channel_axis": 0, "least_row_scale": least}
-    whole = quantize_weight(weight, TernaryScheme(group_size=4), **options)
+    whole = quantize_weight(weight, WeightScheme(group_size=4), **options)
     for chunk in (1, 200):
         monkeypatch.setattr(quantize, "_CHUNK", chunk)
-        parts = quantize_weight(weight, TernaryScheme(group_size=4), **options)
+        parts = quantize_weight(weight, WeightScheme(group_size=4), **options)
         assert np.array_equal(parts.int8(), whole.int8())
         assert np.array_equal(parts.row_scale, whole.row_scale)
 
 
-@pytest.mark.parametrize("scheme", [TernaryScheme(group_size=4), Int8Scheme()])
+@pytest.mark.parametrize("scheme", [WeightScheme(group_size=4), WeightScheme(codes=Codes.INT8)])
 def test_rows_of_zeros_take_the_median_of_the_others(scheme):
     weight = weights((6, 9), zeros=0)
     weight[[1, 4]] = 0
@@ -155,7 +160,7 @@ def test_rows_of_zeros_take_the_median_of_the_others(scheme):
     assert not tensor.int8()[[1, 4]].any()
 
 
-@pytest.mark.parametrize("scheme", [TernaryScheme(group_size=4), Int8Scheme()])
+@pytest.mark.parametrize("scheme", [WeightScheme(group_size=4), WeightScheme(codes=Codes.INT8)])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_weights_of_zeros_have_scale_one(scheme, per_channel):
     tensor = quantize_weight(
@@ -166,7 +171,7 @@ def test_weights_of_zeros_have_scale_one(scheme, per_channel):
     assert lost_groups(np.zeros(tensor.shape), tensor) == 0
 
 
-@pytest.mark.parametrize("scheme", [TernaryScheme(group_size=4), Int8Scheme()])
+@pytest.mark.parametrize("scheme", [WeightScheme(group_size=4), WeightScheme(codes=Codes.INT8)])
 @pytest.mark.parametrize("values", [[np.nan], [np.inf, -np.inf], [np.nan, np.inf, -np.inf]])
 def test_weights_that_are_not_finite_are_counted_and_refused(scheme, values):
     weight = weights((4, 5))
@@ -178,13 +183,13 @@ def test_weights_that_are_not_finite_are_counted_and_refused(scheme, values):
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (2, 3, 0, 3)])
 def test_empty_weights_are_refused(shape):
     with pytest.raises(WeightError, match="found an empty tensor"):
-        quantize_weight(np.zeros(shape), TernaryScheme(), group_axis=1, channel_axis=0)
+        quantize_weight(np.zeros(shape), WeightScheme(), group_axis=1, channel_axis=0)
 
 
 @FEW
 @given(seed=st.integers(0, 2**32 - 1), ternary=st.booleans())
 def test_negated_weights_have_exactly_negated_integers(seed, ternary):
-    scheme = TernaryScheme(group_size=3) if ternary else Int8Scheme()
+    scheme = WeightScheme(group_size=3) if ternary else WeightScheme(codes=Codes.INT8)
     weight = weights((4, 8), seed)
     tensor = quantize_weight(weight, scheme, group_axis=1, channel_axis=0)
     negated = quantize_weight(-weight, scheme, group_axis=1, channel_axis=0)
@@ -195,7 +200,7 @@ def test_negated_weights_have_exactly_negated_integers(seed, ternary):
 
 def test_the_same_weights_give_the_same_bytes():
     found = [
-        quantize_weight(weights((8, 30)), TernaryScheme(group_size=4), group_axis=1, channel_axis=0)
+        quantize_weight(weights((8, 30)), WeightScheme(group_size=4), group_axis=1, channel_axis=0)
         for _ in range(2)
     ]
     assert found[0].planes[0].codes.tobytes() == found[1].planes[0].codes.tobytes()
@@ -205,7 +210,7 @@ def test_the_same_weights_give_the_same_bytes():
 
 def test_memory_order_does_not_matter():
     weight = weights((13, 6))
-    scheme = TernaryScheme(group_size=4)
+    scheme = WeightScheme(group_size=4)
     plain = quantize_weight(weight, scheme, group_axis=0, channel_axis=1)
     strided = quantize_weight(np.asfortranarray(weight), scheme, group_axis=0, channel_axis=1)
     assert np.array_equal(plain.int8(), strided.int8())
@@ -275,7 +280,7 @@ def test_bounded_row_scales_keep_every_bias_in_range(bias, weight, activation, t
     assume(least.max() < 1e38)  # else no float32 row scale is large enough
     tensor = quantize_weight(
         values,
-        TernaryScheme(group_size=4) if ternary else Int8Scheme(),
+        WeightScheme(group_size=4) if ternary else WeightScheme(codes=Codes.INT8),
         group_axis=1,
         channel_axis=0,
         least_row_scale=least,
@@ -292,7 +297,11 @@ def test_biases_at_the_bound_itself_are_in_range(seed, activation):
     biases = np.exp(np.random.default_rng(seed).uniform(-20, 20, 200)).astype(np.float32)
     least = least_row_scale(biases, activation)
     stored = quantize_weight(
-        np.full((200, 1), 1e-30), Int8Scheme(), group_axis=1, channel_axis=0, least_row_scale=least
+        np.full((200, 1), 1e-30),
+        WeightScheme(codes=Codes.INT8),
+        group_axis=1,
+        channel_axis=0,
+        least_row_scale=least,
     ).row_scale
     found = quantize_bias(biases, activation, stored)
     # The bound is tight but for two roundings to float32.
@@ -329,7 +338,7 @@ def test_lost_groups_are_counted_one_by_one(layout):
     rng = np.random.default_rng(2)
     weight = weights(shape, zeros=0.3) * np.exp(4 * rng.standard_normal(shape)).astype(np.float32)
     tensor = quantize_weight(
-        weight, TernaryScheme(group_size=2), group_axis=group_axis, channel_axis=channel_axis
+        weight, WeightScheme(group_size=2), group_axis=group_axis, channel_axis=channel_axis
     )
     assert lost_groups(weight, tensor) == count_lost(weight, tensor)
     if weight.size > 60:
@@ -338,7 +347,7 @@ def test_lost_groups_are_counted_one_by_one(layout):
 
 def test_int8_loses_no_group():
     weight = np.array([[1.0, 1e-9]])
-    tensor = quantize_weight(weight, Int8Scheme(), group_axis=1, channel_axis=0)
+    tensor = quantize_weight(weight, WeightScheme(codes=Codes.INT8), group_axis=1, channel_axis=0)
     assert lost_groups(weight, tensor) == 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fgq.converters.layers import products_of_sum
-from fgq.kernels.packing import pack_trits
+from fgq.kernels.packing import pack_codes
 from fgq.quantize import quantize_weight
 from fgq.report import (
     LayerReport,
@@ -18,7 +18,7 @@ from fgq.report import (
     multiplications,
     removed_share,
 )
-from fgq.scheme import Int8Scheme, TernaryScheme
+from fgq.scheme import Codes, WeightScheme
 
 
 def tensor_of(shape, scheme, group_axis=1, channel_axis=0, **options):
@@ -58,19 +58,19 @@ def report(*layers, **changes):
 @pytest.mark.parametrize("N", [1, 4, 64])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_bits_are_those_of_the_arrays_in_the_file(shape, N, per_channel):
-    tensor = tensor_of(shape, TernaryScheme(group_size=N), per_channel=per_channel)
+    tensor = tensor_of(shape, WeightScheme(group_size=N), per_channel=per_channel)
     (plane,) = tensor.planes
-    packed = pack_trits(plane.codes).nbytes + plane.alpha.nbytes + tensor.row_scale.nbytes
+    packed = pack_codes(plane.codes, 1).nbytes + plane.alpha.nbytes + tensor.row_scale.nbytes
     weights = np.prod(shape)
     assert bits_per_weight(tensor, packed=True) == 8 * packed / weights
     plain = tensor.int8().nbytes + tensor.row_scale.nbytes
     assert bits_per_weight(tensor, packed=False) == 8 * plain / weights
-    eight = tensor_of(shape, Int8Scheme(), per_channel=per_channel)
+    eight = tensor_of(shape, WeightScheme(codes=Codes.INT8), per_channel=per_channel)
     assert bits_per_weight(eight, packed=True) == bits_per_weight(eight, packed=False) == 8 * plain / weights
 
 
 def test_a_trit_takes_1_6_bits_and_a_group_8_more():
-    tensor = tensor_of((320, 640), TernaryScheme(group_size=64))
+    tensor = tensor_of((320, 640), WeightScheme(group_size=64))
     assert bits_per_weight(tensor, packed=True) == pytest.approx(1.6 + 8 / 64 + 32 / 640)
 
 
@@ -79,15 +79,15 @@ def test_a_trit_takes_1_6_bits_and_a_group_8_more():
 )
 @pytest.mark.parametrize("N", [1, 4, 13, 64])
 def test_one_product_remains_for_each_group(shape, group_axis, channel_axis, N):
-    tensor = tensor_of(shape, TernaryScheme(group_size=N), group_axis, channel_axis)
+    tensor = tensor_of(shape, WeightScheme(group_size=N), group_axis, channel_axis)
     kept = tensor.planes[0].alpha.size / tensor.planes[0].codes.size
     assert removed_share(tensor) == pytest.approx(1 - kept, abs=1e-15)
-    assert removed_share(tensor_of(shape, Int8Scheme(), group_axis, channel_axis)) == 0.0
+    assert removed_share(tensor_of(shape, WeightScheme(codes=Codes.INT8), group_axis, channel_axis)) == 0.0
 
 
 def test_whole_groups_save_one_minus_one_nth():
     for N in (1, 4, 64):
-        tensor = tensor_of((3, 128, 2, 2), TernaryScheme(group_size=N))
+        tensor = tensor_of((3, 128, 2, 2), WeightScheme(group_size=N))
         assert removed_share(tensor) == 1 - 1 / N
 
 

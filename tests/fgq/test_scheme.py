@@ -3,28 +3,37 @@ import dataclasses
 import pytest
 
 from fgq.errors import ConfigError
-from fgq.scheme import (
-    INT8_LIMIT,
-    WITHOUT_VNNI_LIMIT,
-    ActivationScheme,
-    Int8Scheme,
-    Quantizer,
-    TernaryScheme,
-)
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, Quantizer, WeightScheme
 
 
 @pytest.mark.parametrize("group_size", [0, -4])
 def test_a_group_holds_at_least_one_weight(group_size):
     with pytest.raises(ConfigError, match=rf"group size: found {group_size}, wanted .* at least 1"):
-        TernaryScheme(group_size=group_size)
+        WeightScheme(group_size=group_size)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 128])
 def test_limits_keep_weights_inside_an_int8(limit):
-    with pytest.raises(ConfigError, match=rf"alpha limit: found {limit}, wanted 1\.\.127"):
-        TernaryScheme(alpha_limit=limit)
-    with pytest.raises(ConfigError, match=rf"code limit: found {limit}, wanted 1\.\.127"):
-        Int8Scheme(code_limit=limit)
+    for codes, least in ((Codes.TERNARY, 1), (Codes.TIED, 4), (Codes.INT4, 7), (Codes.INT8, 1)):
+        with pytest.raises(ConfigError, match=rf"weight limit: found {limit}, wanted {least}\.\.127"):
+            WeightScheme(codes=codes, weight_limit=limit)
+
+
+def test_the_limit_of_alpha_follows_from_the_largest_code():
+    schemes = [WeightScheme(codes=codes) for codes in Codes]
+    assert [(scheme.max_code, scheme.alpha_limit) for scheme in schemes] == [
+        (1, 127),
+        (4, 31),
+        (7, 18),
+        (127, 1),
+    ]
+    assert WeightScheme(codes=Codes.INT4, weight_limit=WITHOUT_VNNI_LIMIT).alpha_limit == 9
+
+
+def test_a_group_is_no_longer_than_what_there_is():
+    assert WeightScheme(group_size=4).group_length(10) == 4
+    assert WeightScheme(group_size=64).group_length(10) == 10
+    assert WeightScheme(codes=Codes.INT8, group_size=4).group_length(10) == 10
 
 
 @pytest.mark.parametrize("bits", [0, 1, 2, 7, 16])
@@ -49,16 +58,19 @@ def test_a_zero_point_is_one_of_the_integers(bits, zero_point):
 
 
 def test_the_ends_of_every_range_are_allowed():
-    assert TernaryScheme(group_size=1, alpha_limit=1).max_code == 1
-    assert Int8Scheme(code_limit=127).max_code == 127
+    assert WeightScheme(group_size=1, weight_limit=1).max_code == 1
+    assert WeightScheme(codes=Codes.INT8, weight_limit=127).max_code == 127
     assert [Quantizer(scale=5e-324, zero_point=end, bits=4).highest for end in (0, 15)] == [15, 15]
     assert Quantizer(scale=1.0, zero_point=255).highest == 255
 
 
 def test_the_largest_code_times_the_largest_alpha_is_an_int8():
     for limit in (1, WITHOUT_VNNI_LIMIT, INT8_LIMIT):
-        for scheme in (TernaryScheme(alpha_limit=limit), Int8Scheme(code_limit=limit)):
+        for codes in (Codes.TERNARY, Codes.INT8):
+            scheme = WeightScheme(codes=codes, weight_limit=limit)
             assert scheme.max_code * scheme.alpha_limit == limit
+    for scheme in (WeightScheme(codes=codes) for codes in Codes):
+        assert scheme.max_code * scheme.alpha_limit <= INT8_LIMIT < scheme.max_code * (scheme.alpha_limit + 1)
 
 
 def test_two_products_without_vnni_stay_inside_an_int16():
@@ -66,8 +78,14 @@ def test_two_products_without_vnni_stay_inside_an_int16():
 
 
 def test_schemes_are_values():
-    assert TernaryScheme(group_size=4) == TernaryScheme(group_size=4) != TernaryScheme(group_size=8)
+    assert WeightScheme(group_size=4) == WeightScheme(group_size=4) != WeightScheme(group_size=8)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        TernaryScheme().group_size = 3
-    schemes = (TernaryScheme(group_size=4), Int8Scheme(), ActivationScheme(bits=4))
-    assert [str(scheme) for scheme in schemes] == ["ternary N=4", "int8", "int4"]
+        WeightScheme().group_size = 3
+    schemes = (
+        WeightScheme(group_size=4),
+        WeightScheme(codes=Codes.TIED),
+        WeightScheme(codes=Codes.INT4, group_size=16),
+        WeightScheme(codes=Codes.INT8),
+        ActivationScheme(bits=4),
+    )
+    assert [str(scheme) for scheme in schemes] == ["ternary N=4", "tied N=64", "int4 N=16", "int8", "int4"]

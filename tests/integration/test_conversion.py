@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import ConversionConfig, Session, TernaryScheme, convert, convert_file
+from fgq import ConversionConfig, Session, WeightScheme, convert, convert_file
 from fgq.errors import ConfigError, DataError, ModelError, OutputError, WeightError
 from fgq.eval.light_models import light_model
 
@@ -132,7 +132,7 @@ def test_finer_groups_are_closer(model, run):
 
 
 def test_scheme_in_place_of_options(model):
-    scheme = TernaryScheme(group_size=4, alpha_limit=63)
+    scheme = WeightScheme(group_size=4, weight_limit=63)
     expected = convert(model, calibration=FEEDS, group_size=4, x86_without_vnni=True)
     assert convert(model, scheme=scheme, calibration=FEEDS).model == expected.model
 

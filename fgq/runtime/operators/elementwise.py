@@ -6,7 +6,7 @@ Integers wrap around. Half-precision floats are computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import reduce, wraps
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,30 @@ def divide(a: Array, b: Array, /) -> Any:
     quotient = np.floor_divide(a, b)
     inexact = np.multiply(quotient, b) != a
     return quotient + (inexact & ((a < 0) != (b < 0))).astype(a.dtype)
+
+
+@_in_single
+def power(a: Array, b: Array, /) -> Any:
+    """Raise to a power; the result has the type of the first operand."""
+    if a.dtype.kind in "iu" and b.dtype.kind in "iu" and not (b < 0).any():
+        return np.power(a, b.astype(a.dtype))
+    return np.power(a.astype(np.result_type(a, np.float32)), b)
+
+
+@_in_single
+def total(first: Array, /, *others: Array) -> Any:
+    """Add any number of operands."""
+    return reduce(np.add, others, first)
+
+
+def equal(a: Array, b: Array, /) -> Array:
+    """Compare; strings, too."""
+    return np.equal(a, b).astype(np.bool_)
+
+
+def where(condition: Array, a: Array, b: Array, /) -> Array:
+    """Choose from the first operand where the condition holds, else from the second."""
+    return np.where(condition, a, b)
 
 
 @_in_single
@@ -175,36 +199,45 @@ def _erf(x: Array) -> Array:
     1969: one quotient of polynomials up to 0.46875, and two of ``erfc(|x|) exp(x**2)`` up to 4 and beyond.
     """
 
-    def quotient(polynomials: tuple[tuple[float, ...], tuple[float, ...]], at: Array) -> Array:
-        top, bottom = (np.polyval(np.array(p), at) for p in polynomials)
-        return np.asarray(top / bottom)
+    def near(x: Array) -> Array:
+        return x * _quotient(_NEAR, x * x)
+
+    def middle(x: Array) -> Array:
+        size = np.abs(x)
+        return np.asarray(np.copysign(1 - np.exp(-x * x) * _quotient(_MIDDLE, size), x))
+
+    def far(x: Array) -> Array:
+        size = np.minimum(np.abs(x), 6.0)  # erf is 1.0 from there on
+        inverse = 1 / (size * size)
+        scaled = (1 / np.sqrt(np.pi) - inverse * _quotient(_FAR, inverse)) / size
+        return np.asarray(np.copysign(1 - np.exp(-size * size) * scaled, x))
 
     size = np.abs(x)
-    square = size * size
-    with np.errstate(all="ignore"):  # each branch is computed where it does not hold, too
-        near = x * quotient(_NEAR, np.where(size <= 0.5, square, 0.0))
-        bounded = np.clip(size, 0.46875, 6.0)  # erf is 1.0 from there on
-        middle = quotient(_MIDDLE, bounded)
-        inverse = 1 / (bounded * bounded)
-        far = (1 / np.sqrt(np.pi) - inverse * quotient(_FAR, inverse)) / bounded
-        rest = np.exp(-bounded * bounded) * np.where(bounded <= 4, middle, far)
-    outer = np.copysign(1 - rest, x)
-    return np.where(np.isnan(x), x, np.where(size <= 0.46875, near, outer))
+    return np.piecewise(x, [size <= 0.46875, (size > 0.46875) & (size <= 4)], [near, middle, far])
+
+
+def _quotient(polynomials: tuple[tuple[float, ...], tuple[float, ...]], at: Array) -> Array:
+    top, bottom = (np.polyval(np.array(polynomial), at) for polynomial in polynomials)
+    return np.asarray(top / bottom)
 
 
 OPERATORS = {
     "Add": add,
     "Clip": clip,
     "Div": divide,
+    "Equal": equal,
     "Erf": erf,
     "Gelu": gelu,
     "HardSigmoid": hard_sigmoid,
     "HardSwish": hard_swish,
     "LeakyRelu": leaky_relu,
     "Mul": multiply,
+    "Pow": power,
     "Relu": relu,
     "Sigmoid": sigmoid,
     "Sqrt": square_root,
     "Sub": subtract,
+    "Sum": total,
     "Tanh": tanh,
+    "Where": where,
 }

@@ -48,14 +48,20 @@ def constant(
     return given[0]
 
 
+def constant_of_shape(sizes: Array, /, *, value: Array | None = None) -> Array:
+    """Return one value, 0.0 unless given, in the shape that the input holds."""
+    given = np.zeros(1, np.float32) if value is None else value
+    return np.full(tuple(int(size) for size in sizes), given.reshape(()), given.dtype)
+
+
 def shape(x: Array, /, *, start: int = 0, end: int | None = None) -> Array:
     """Return the dimensions from `start` to `end`."""
     return np.array(x.shape[start:end], np.int64)
 
 
-def concat(*parts: Array, axis: int) -> Array:
+def concat(first: Array, *others: Array, axis: int) -> Array:
     """Join along an axis."""
-    return np.concatenate(parts, axis)
+    return np.concatenate((first, *others), axis)
 
 
 def transpose(x: Array, /, *, perm: Sequence[int] | None = None) -> Array:
@@ -68,10 +74,6 @@ def reshape(x: Array, target: Array, /, *, allowzero: int = 0) -> Array:
     sizes = [int(size) for size in target]
     if not allowzero:
         sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
-    if -1 in sizes and 0 in sizes:  # NumPy calls it ambiguous
-        known = math.prod(x.shape[axis] for axis, size in enumerate(sizes) if size != -1 and axis < x.ndim)
-        rest = 0 if known == 0 else x.size // known
-        sizes = [rest if size == -1 else size for size in sizes]
     return x.reshape(sizes)
 
 
@@ -182,6 +184,7 @@ def pad(
 OPERATORS = {
     "Concat": concat,
     "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,

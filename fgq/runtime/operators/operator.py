@@ -47,6 +47,9 @@ class Operator:
         self._least = sum(p.default is p.empty for p in positional)
         variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self._most = None if variadic else len(positional)
+        self._wanted = f"at least {self._least}" if variadic else f"{self._least} to {self._most}"
+        if self._least == self._most:
+            self._wanted = str(self._most)
         keywords = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         self._context = tuple(name for name in _CONTEXT if name in keywords)
         self._attributes = {name for name in keywords if name not in _CONTEXT}
@@ -97,10 +100,8 @@ class Operator:
         if any(value is None for value in inputs[: self._least]) or not (
             self._least <= len(inputs) and (self._most is None or len(inputs) <= self._most)
         ):
-            found = str(sum(value is not None for value in inputs))
-            raise ModelError(
-                f"{self.op_type}: found {found} inputs, wanted {self._least} to {self._most or 'many'}"
-            )
+            count = sum(value is not None for value in inputs)
+            raise ModelError(f"{self.op_type}: found {count} inputs, wanted {self._wanted}")
         context = {"opset": opset, "outputs": outputs}
         known = {name: context[name] for name in self._context}
         try:
@@ -108,7 +109,7 @@ class Operator:
                 results = self._function(*inputs, **attributes, **known)
         except FgqError as error:
             raise type(error)(f"{self.op_type}: {error}") from None
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
             found = ", ".join("none" if x is None else _describe(x) for x in inputs)
             raise DataError(f"{self.op_type}: found {found}, which do not fit ({error})") from None
         several = results if isinstance(results, tuple) else (results,)

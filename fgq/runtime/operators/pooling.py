@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fgq.runtime.operators.cast import computable, limits
+from fgq.runtime.operators.normalization import mean_along
 from fgq.runtime.operators.operator import Array
 from fgq.runtime.operators.windows import Sliding
 
@@ -92,8 +93,7 @@ def _counts(sliding: Sliding, padding: bool) -> Array:
 
 def global_average_pool(x: Array, /) -> Array:
     """Average each channel."""
-    mean: Array = computable(x).mean(tuple(range(2, x.ndim)), keepdims=True)
-    return mean.astype(x.dtype, copy=False)
+    return mean_along(x, range(2, x.ndim)).astype(x.dtype, copy=False)
 
 
 def global_max_pool(x: Array, /) -> Array:

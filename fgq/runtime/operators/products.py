@@ -9,6 +9,7 @@ Where the activations have one zero point, and weights less theirs are at most 1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,8 @@ def matmul_integer(
 
         x, zero = _unsigned(a, int(left))
         layer = Layer(_single(weight.T), x_zero=zero)
-        return layer(x.reshape(-1, x.shape[-1])).reshape(*a.shape[:-1], -1)
+        rows = x.reshape(math.prod(a.shape[:-1]), len(b))
+        return layer(rows).reshape(*a.shape[:-1], b.shape[1])
     return _wrapped(np.matmul(a.astype(np.float64) - left, weight.astype(np.float64)))
 
 

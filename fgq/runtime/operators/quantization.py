@@ -111,12 +111,11 @@ def _along(values: Array, shape: tuple[int, ...], axis: int, block_size: int) ->
         If there are not as many as the granularity needs.
     """
     if block_size:
-        spread = np.repeat(values, block_size, axis).take(range(shape[axis]), axis)
-        if spread.shape != shape:
-            raise ModelError(
-                f"found scales {list(values.shape)}, wanted one for each {block_size} values of {list(shape)}"
-            )
-        return spread
+        sizes = list(shape)
+        sizes[axis] = -(-shape[axis] // block_size)
+        if list(values.shape) != sizes:
+            raise ModelError(f"found scales {list(values.shape)}, wanted {sizes} for blocks of {block_size}")
+        return np.repeat(values, block_size, axis).take(range(shape[axis]), axis)
     if values.size == 1:
         return values.reshape(())
     if values.ndim != 1 or values.size != shape[axis]:

@@ -6,12 +6,16 @@ the same. An interpolated value is ``sum_i f(s * (i - at)) * x[i]``, divided by 
 triangle, or the cubic of R. Keys, Cubic convolution interpolation for digital image processing, IEEE
 Transactions on Acoustics, Speech, and Signal Processing 29, 1981; s is 1, or with `antialias` the scale where
 it is below 1.
+
+Two things are as ONNX's own tests want them, and not as in onnxruntime: interpolated integers are rounded,
+where it drops the fraction, and align_corners keeps the fraction of a size that scales give.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +24,8 @@ from fgq.runtime.operators.cast import computable, limits
 from fgq.runtime.operators.operator import Array
 
 _SUPPORT = {"linear": 1, "cubic": 2}
+
+_POLICIES = {"not_larger": np.min, "not_smaller": np.max}
 
 _TIE = 1e-6
 """Positions so near to the middle of two values count as the middle (onnxruntime 1.31)."""
@@ -45,36 +51,24 @@ def resize(
         coordinate_transformation_mode, nearest_mode = "asymmetric", "simple"
     roi, scales, sizes = (None if p is None or p.size == 0 else p for p in (*parameters, None, None)[:3])
     chosen = range(x.ndim) if axes is None else [axis % x.ndim for axis in axes]
-    length = [x.shape[axis] for axis in chosen]
-    if (scales is None) == (sizes is None):
-        raise ModelError("found scales and sizes or neither, wanted one of them")
-    if sizes is None:
-        factors = np.asarray(scales, np.float32)
-        made = [math.floor(np.float32(size) * factor) for size, factor in zip(length, factors, strict=True)]
-    else:
-        made, factors = _fitted(length, [int(size) for size in sizes], keep_aspect_ratio_policy)
-    widths = np.array(made, np.float32) if sizes is not None else factors * np.array(length, np.float32)
-    regions = np.stack([np.zeros(len(length)), np.ones(len(length))]) if roi is None else roi.reshape(2, -1)
+    transformation = coordinate_transformation_mode or "half_pixel"
+    crops = transformation == "tf_crop_and_resize"
 
     wide, outside = computable(x), []
-    transformation = coordinate_transformation_mode or "half_pixel"
-    for index, axis in enumerate(chosen):
-        size, factor, width = length[index], factors[index], widths[index]
-        region = regions[:, index].astype(np.float32)
-        if size == made[index] and factor == 1 and transformation != "tf_crop_and_resize":
+    for way in _ways(x.shape, chosen, roi, scales, sizes, keep_aspect_ratio_policy):
+        if way.size == way.made and way.factor == 1 and not crops:
             continue
-        at = _positions(transformation, made[index], width, size, factor, region)
-        if transformation == "tf_crop_and_resize":
-            lies = (at < 0) | (at > size - 1)
-            outside.append(lies.reshape(-1, *[1] * (x.ndim - axis - 1)))
+        at = _positions(transformation, way)
+        if crops:
+            lies = (at < 0) | (at > way.size - 1)
+            outside.append(lies.reshape(-1, *[1] * (x.ndim - way.axis - 1)))
         if mode == "nearest":
-            wide = wide.take(_nearest(at, size, nearest_mode or "round_prefer_floor", factor), axis)
+            wide = wide.take(_nearest(at, way, nearest_mode or "round_prefer_floor"), way.axis)
             continue
-        if mode not in _SUPPORT:
-            raise ModelError(f"mode: found {mode!r}, wanted nearest, linear or cubic")
-        sharpness = min(float(factor), 1.0) if antialias else 1.0
-        weights = _weights(at, size, mode, sharpness, cubic_coeff_a, bool(exclude_outside))
-        wide = np.moveaxis(np.tensordot(weights, wide.astype(np.float64), (1, axis)), 0, axis)
+        sharpness = min(float(way.factor), 1.0) if antialias else 1.0
+        weights = _weights(at, way.size, mode, sharpness, cubic_coeff_a, bool(exclude_outside))
+        weights = weights.astype(np.result_type(wide, np.float32))
+        wide = np.moveaxis(np.moveaxis(wide, way.axis, -1) @ weights.T, -1, way.axis)
     for lies in outside:
         wide = np.where(lies, extrapolation_value, wide)
     ends = limits(x.dtype)
@@ -83,58 +77,98 @@ def resize(
     return wide.astype(x.dtype, copy=False)
 
 
-def _fitted(length: Sequence[int], sizes: list[int], policy: str) -> tuple[list[int], Array]:
-    """Return sizes and factors, the same factor for all axes where the aspect ratio is kept."""
-    factors = np.array(sizes, np.float32) / np.array(length, np.float32)
-    if policy == "stretch":
-        return sizes, factors
-    choose = {"not_larger": np.min, "not_smaller": np.max}.get(policy)
-    if choose is None:
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """An axis, and how it changes.
+
+    Parameters
+    ----------
+    axis, size, made : int
+        Which axis, and its length before and after.
+    factor : float32
+        The scale.
+    width : float32
+        How many new values there would be if there could be a fraction of one.
+    start, end : float32
+        The part that tf_crop_and_resize cuts out, between 0 and 1.
+    """
+
+    axis: int
+    size: int
+    made: int
+    factor: np.float32
+    width: np.float32
+    start: np.float32
+    end: np.float32
+
+
+def _ways(
+    shape: tuple[int, ...],
+    axes: Sequence[int],
+    roi: Array | None,
+    scales: Array | None,
+    sizes: Array | None,
+    policy: str,
+) -> list[_Way]:
+    """Read how each axis changes; with a policy other than ``stretch`` all have the same factor."""
+    if (scales is None) == (sizes is None):
+        raise ModelError("found scales and sizes or neither, wanted one of them")
+    length = np.array([shape[axis] for axis in axes], np.float32)
+    if scales is not None:
+        factors = scales.astype(np.float32)
+        widths = factors * length
+        made = np.floor(widths)
+    elif policy == "stretch":
+        made = np.asarray(sizes)
+        widths = made.astype(np.float32)
+        factors = widths / length
+    elif policy in _POLICIES:
+        factors = np.full(len(length), _POLICIES[policy](np.asarray(sizes, np.float32) / length))
+        made = widths = np.floor(factors * length + np.float32(0.5))
+    else:
         raise ModelError(
             f"keep_aspect_ratio_policy: found {policy!r}, wanted stretch, not_larger or not_smaller"
         )
-    factor = np.float32(choose(factors))
-    made = [math.floor(factor * np.float32(size) + np.float32(0.5)) for size in length]
-    return made, np.full(len(length), factor)
+    region = np.repeat([[0.0], [1.0]], len(axes), 1) if roi is None else roi.reshape(2, -1)
+    columns = (factors, widths, *region.astype(np.float32))
+    return [
+        _Way(axis, shape[axis], int(new), *values)
+        for axis, new, *values in zip(axes, made, *columns, strict=True)
+    ]
 
 
-def _positions(
-    mode: str, made: int, width: np.float32, size: int, factor: np.float32, region: Array
-) -> Array:
-    """Return where each new value lies among the old ones (ONNX Resize, coordinate_transformation_mode).
-
-    `width` is how many new values there would be if there could be a fraction of one.
-    """
+def _positions(mode: str, way: _Way) -> Array:
+    """Return where each new value lies among the old ones (ONNX Resize, coordinate_transformation_mode)."""
+    size, made, factor = np.float32(way.size), way.made, way.factor
+    last = size - np.float32(1)
     new: Array = np.arange(made, dtype=np.float32)
     half, one = np.float32(0.5), np.float32(1)
-    last = np.float32(size - 1)
     if mode == "asymmetric":
         return new / factor
     if mode == "half_pixel":
         return (new + half) / factor - half
     if mode == "half_pixel_symmetric":
-        offset = np.float32(size) / 2 * (one - np.float32(made) / (factor * np.float32(size)))
+        offset = size / 2 * (one - np.float32(made) / (factor * size))
         return np.asarray(offset + (new + 0.5).astype(np.float64) / factor - 0.5, np.float32)
     if mode == "pytorch_half_pixel":
         return (new + half) / factor - half if made > 1 else new
     if mode == "tf_half_pixel_for_nn":
         return (new + half) / factor
     if mode == "align_corners":
-        return new * last / (width - one) if made > 1 else new
+        return new * last / (way.width - one) if made > 1 else new
     if mode == "tf_crop_and_resize":
-        start, end = np.float32(region[0]), np.float32(region[1])
         if made == 1:
-            return new + half * (start + end) * last
-        return start * last + new * (end - start) * last / np.float32(made - 1)
+            return new + half * (way.start + way.end) * last
+        return way.start * last + new * (way.end - way.start) * last / np.float32(made - 1)
     raise ModelError(f"coordinate_transformation_mode: found {mode!r}, wanted one of ONNX's")
 
 
-def _nearest(at: Array, size: int, mode: str, factor: np.float32) -> Array:
+def _nearest(at: Array, way: _Way, mode: str) -> Array:
     """Return the index of the nearest old value."""
     whole = np.floor(at)
     above = (at - whole).astype(np.float64) - 0.5
     rules = {
-        "simple": np.ceil(at) if factor < 1 else np.trunc(at),
+        "simple": np.ceil(at) if way.factor < 1 else np.trunc(at),
         "floor": whole,
         "ceil": np.ceil(at),
         "round_prefer_floor": whole + (above > _TIE),
@@ -142,7 +176,7 @@ def _nearest(at: Array, size: int, mode: str, factor: np.float32) -> Array:
     }
     if mode not in rules:
         raise ModelError(f"nearest_mode: found {mode!r}, wanted one of ONNX's")
-    index: Array = np.clip(rules[mode], 0, size - 1)
+    index: Array = np.clip(rules[mode], 0, way.size - 1)
     return index.astype(np.intp)
 
 
@@ -151,6 +185,8 @@ def _weights(at: Array, size: int, mode: str, sharpness: float, a: float, exclud
 
     Positions outside stand for the first or last value, or for nothing with `exclude_outside`.
     """
+    if mode not in _SUPPORT:
+        raise ModelError(f"mode: found {mode!r}, wanted nearest, linear or cubic")
     reach = math.ceil(_SUPPORT[mode] / sharpness)
     exact = at.astype(np.float64)[:, None]
     near = np.floor(exact) + np.arange(1 - reach, reach + 1)

@@ -1,0 +1,105 @@
+"""Recipes: from the float rows of a layer to quantized ones, in small pure steps.
+
+What a step proposes is taken, row by row, only where it lowers the error on held-out data; so no row is
+worse there than the nearest one, which every recipe begins with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from fgq.refine.codebook import Codebook
+from fgq.refine.descent import fit_row_scale, sweep
+from fgq.refine.feedback import Elimination, feed_back
+from fgq.refine.moments import Float, Moments
+from fgq.refine.problem import Problem
+from fgq.refine.rows import Grouping, Rows, nearest
+from fgq.scheme import Codes, WeightScheme
+from fgq.ternary import bounded_row_scale
+
+SWEEPS = 3
+"""Sweeps of coordinate descent; a fourth lowers the held-out error by under 1 % of itself."""
+
+HEADROOM = 1.1
+"""Row scales are widened by this factor before feedback, since it makes some groups larger."""
+
+Proposals = Callable[[Problem, Grouping, WeightScheme, Float | None], Iterator[Rows]]
+"""Proposes rows: takes the problem, the groups, the scheme, and lower bounds on the row scales."""
+
+
+def calibrated(
+    problem: Problem, grouping: Grouping, scheme: WeightScheme, least: Float | None
+) -> Iterator[Rows]:
+    """Propose the target's nearest rows, with error feedback, then after each sweep of descent."""
+    rows = nearest(problem.target, scheme, grouping, least)
+    yield rows
+    if scheme.codes is Codes.INT8:
+        return
+    codebook = Codebook(scheme.max_code, scheme.alpha_limit)
+    elimination = Elimination.of(problem.hessian, grouping)
+    rows = feed_back(problem.target, elimination, codebook, HEADROOM * rows.row_scale)
+    rows = fit_row_scale(problem, grouping, rows, least)
+    yield rows
+    for _ in range(SWEEPS):
+        rows = sweep(problem, grouping, codebook, rows)
+        rows = fit_row_scale(problem, grouping, rows, least)
+        yield rows
+
+
+def rescaled(
+    problem: Problem, grouping: Grouping, scheme: WeightScheme, least: Float | None
+) -> Iterator[Rows]:
+    """Propose the target's nearest rows, then with alphas and row scales fitted to the inputs."""
+    rows = nearest(problem.target, scheme, grouping, least)
+    yield rows
+    if scheme.codes is Codes.INT8:
+        return
+    codebook = Codebook(scheme.max_code, scheme.alpha_limit)
+    for _ in range(SWEEPS):
+        rows = sweep(problem, grouping, codebook, rows, keep_codes=True)
+        rows = fit_row_scale(problem, grouping, rows, least)
+        yield rows
+
+
+def best_of(first: Rows, proposals: Iterable[Rows], held_out: Moments, grouping: Grouping) -> Rows:
+    """Return, row by row, what has the least error on held-out data.
+
+    Parameters
+    ----------
+    first : Rows
+        Taken where nothing is better.
+    proposals : iterable of Rows
+    held_out : Moments
+        Of one reduction.
+    grouping : Grouping
+    """
+    best, least = first, held_out.error(first.weights(grouping)[None])[0]
+    for rows in proposals:
+        error = held_out.error(rows.weights(grouping)[None])[0]
+        best = best.where(error < least, rows)
+        least = np.minimum(error, least)
+    return best
+
+
+def matched(rows: Rows, moments: Moments, grouping: Grouping, least: Float | None) -> Rows:
+    """Scale rows so that their outputs vary as much as the wanted ones.
+
+    The factor is ``sqrt(E[y^2] / E[(V x)^2])``, the ratio of standard deviations where the moments are
+    centred (as in the statistics correction of OBC, Frantar & Alistarh 2022, arXiv 2208.11580).
+
+    Parameters
+    ----------
+    rows : Rows
+    moments : Moments
+        Of one reduction.
+    grouping : Grouping
+    least : ndarray of float64, shape (M,), or None
+        Lower bounds on the row scales.
+    """
+    found = moments.variance(rows.weights(grouping)[None])[0]
+    wanted = moments.power[0] / max(moments.positions, 1)
+    varies = (found > 0) & (wanted > 0)
+    factor = np.where(varies, np.sqrt(wanted / np.where(varies, found, 1.0)), 1.0)
+    return rows._replace(row_scale=bounded_row_scale(rows.row_scale * factor, least))
