@@ -72,7 +72,9 @@ class Concat:
         for part, table in zip(parts, tables, strict=True):
             size = part.size // max(self._rows, 1)
             same = bool((table == np.arange(256)).all())
-            self._parts.append((part.reshape(-1), np.require(table, requirements=["C", "W"]), size, begin, same))
+            self._parts.append(
+                (part.reshape(-1), np.require(table, requirements=["C", "W"]), size, begin, same)
+            )
             begin += size
 
     def __call__(self) -> None:

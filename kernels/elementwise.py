@@ -142,8 +142,11 @@ def repeats(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     """Tell whether an operand of `shape` can be used for a result of shape `whole`: [B, 1, .., 1, C]."""
     if shape == whole:
         return True
-    return len(shape) == len(whole) > 1 and shape[0] == whole[0] and shape[-1] == whole[-1] and all(
-        size == 1 for size in shape[1:-1]
+    return (
+        len(shape) == len(whole) > 1
+        and shape[0] == whole[0]
+        and shape[-1] == whole[-1]
+        and all(size == 1 for size in shape[1:-1])
     )
 
 
@@ -210,9 +213,7 @@ def _multiplier(tier: int) -> Any:
     return multiply
 
 
-def _pairs(
-    e: Emitter, a: Any, b: Any, y: Any, count: Any, compute: Callable[[Value, Value], Value]
-) -> None:
+def _pairs(e: Emitter, a: Any, b: Any, y: Any, count: Any, compute: Callable[[Value, Value], Value]) -> None:
     """Emit ``y = compute(a, b)``, int32 lanes all 0..255, from int32 lanes of activations."""
     lanes = e.lanes(i32)
 

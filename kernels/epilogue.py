@@ -94,14 +94,14 @@ class Dequantize(Epilogue):
         ``x_scale * row_scale`` per output channel.
     lowest, highest : float
         Range of the result: ReLU has ``lowest = 0``.
-    shift : array_like of float32, shape (M,) or ()
+    shift : array_like of float32, shape (M,) or (), optional
         A bias in real values.
     """
 
     scale: ArrayLike
     lowest: float = -np.inf
     highest: float = np.inf
-    shift: ArrayLike = np.float32(0)
+    shift: ArrayLike | None = None
 
     dtype = np.float32
     residual_dtype = np.float32
@@ -113,7 +113,7 @@ class Dequantize(Epilogue):
 
     def factors(self, outputs: int) -> NDArray[np.float32]:
         """See :class:`Epilogue`: the scales and behind them the shifts."""
-        pair = ("scale", self.scale), ("shift", self.shift)
+        pair = ("scale", self.scale), ("shift", np.float32(0) if self.shift is None else self.shift)
         return np.concatenate([_per_output(name, given, outputs) for name, given in pair])
 
     @cached_property

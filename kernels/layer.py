@@ -296,9 +296,8 @@ class Layer:
         if residual is not None or epilogue.needs_residual:
             residual = _checked(residual, epilogue, call.shape)
         if out.shape != call.shape or out.dtype != epilogue.dtype:
-            raise KernelError(
-                f"out: found {out.dtype}{list(out.shape)}, wanted {np.dtype(epilogue.dtype)}{list(call.shape)}"
-            )
+            wanted = f"{np.dtype(epilogue.dtype)}{list(call.shape)}"
+            raise KernelError(f"out: found {out.dtype}{list(out.shape)}, wanted {wanted}")
         count, size = call.scratch
         return self._bind(call, x, out, epilogue, residual, scratch[: count * size].reshape(count, size))
 
@@ -389,10 +388,10 @@ class Layer:
             return Memory.COMPACT
         possible = kernel.compact and packable(weight)
         if self.wishes.memory is Memory.COMPACT and not possible:
+            starts = ", ".join(map(str, _starts(weight)[:4]))
             raise KernelError(
-                f"memory: found codes up to {self._largest_code} in groups that begin at "
-                f"{', '.join(map(str, _starts(weight)[:4]))}, ..; wanted codes up to 7 and multiples of 4 for "
-                f"{Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
+                f"memory: found codes up to {self._largest_code} in groups that begin at {starts}, ..; wanted "
+                f"codes up to 7 and multiples of 4 for {Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
             )
         if self.wishes.memory is Memory.AUTO:
             # a GEMV waits for its weights, and so does whatever has more than stay in the near caches
@@ -406,9 +405,7 @@ def packable(weight: Weight) -> bool:
     if weight.largest_code > 7 or (_starts(weight) % 4).any():
         return False
     # a plane is decoded to int8 before others are added to it
-    return all(
-        int(plane.alpha.max()) * int(np.abs(plane.codes).max()) <= 127 for plane in weight.planes
-    )
+    return all(int(plane.alpha.max()) * int(np.abs(plane.codes).max()) <= 127 for plane in weight.planes)
 
 
 def _starts(weight: Weight) -> NDArray[Any]:

@@ -33,7 +33,11 @@ class Lookup:
     def __init__(
         self, x: NDArray[np.uint8], y: NDArray[np.uint8], table: NDArray[np.uint8], threads: int = 1
     ) -> None:
-        self._x, self._y, self._table = x.reshape(-1), y.reshape(-1), np.require(table, requirements=["C", "W"])
+        self._x, self._y, self._table = (
+            x.reshape(-1),
+            y.reshape(-1),
+            np.require(table, requirements=["C", "W"]),
+        )
         self._pieces, self._threads = -(-x.size // _PIECE), threads
 
     def __call__(self) -> None:

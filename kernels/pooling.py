@@ -152,7 +152,9 @@ class GlobalAveragePool:
 def _numbers(
     x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, int], window: Window, *others: int
 ) -> NDArray[np.int64]:
-    return np.array([*x[1:], *y[1:3], *kernel, *window.strides, *window.pads, *window.dilations, *others], np.int64)
+    return np.array(
+        [*x[1:], *y[1:3], *kernel, *window.strides, *window.pads, *window.dilations, *others], np.int64
+    )
 
 
 @cache

@@ -113,7 +113,10 @@ class InferenceSession:
         self._source = path_or_bytes
         self._metadata: ModelMetadata | None = None
         self._session = Session(
-            path_or_bytes, kernels=kernels, threads=self._options.intra_op_num_threads or None
+            path_or_bytes,
+            kernels=kernels,
+            threads=self._options.intra_op_num_threads or None,
+            allow_float=True,
         )
 
     def get_inputs(self) -> list[NodeArg]:

@@ -106,7 +106,7 @@ class Backend(base.Backend):
         """
         if not cls.supports_device(device):
             raise ConfigError(f"device: found {device!r}, wanted CPU")
-        return PreparedModel(Session(model.SerializeToString(), **kwargs))
+        return PreparedModel(Session(model.SerializeToString(), **{"allow_float": True, **kwargs}))
 
     @classmethod
     def run_node(

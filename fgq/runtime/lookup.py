@@ -20,8 +20,8 @@ from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
 from fgq.runtime.step import Array, Call, Step
 
 POINTWISE = frozenset(
-    "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul Neg Pow "
-    "Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh ThresholdedRelu".split()
+    "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul Neg "
+    "Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh ThresholdedRelu".split()
 )
 """Operators whose results depend on one element each, where all other operands are scalars."""
 
@@ -99,21 +99,17 @@ def read_lookup(node: ir.Node, opset: int) -> LookupStep | None:
             return None
         elif producer not in nodes:
             nodes.add(producer)
-            computed = [read for read in producer.inputs if read is not None and constant(read) is None]
-            scalars = [constant(read) for read in producer.inputs if read is not None and read not in computed]
-            if len(nodes) > _MOST_NODES or any(array is None or array.size != 1 for array in scalars):
+            reads = [(read, constant(read)) for read in producer.inputs if read is not None]
+            scalar = all(array is None or (array.size == 1 and array.ndim <= 1) for _, array in reads)
+            if len(nodes) > _MOST_NODES or not scalar:
                 return None
-            if any(array is not None and array.ndim > 1 for array in scalars):
-                return None
-            waiting.extend(computed)
+            waiting.extend(read for read, array in reads if array is None)
     if source is None or node.graph is None:
         return None
     return LookupStep(source, result, [other for other in node.graph if other in nodes], opset)
 
 
-def _tabulate(
-    source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int
-) -> NDArray[np.uint8]:
+def _tabulate(source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int) -> NDArray[np.uint8]:
     """Run the nodes on all 256 integers."""
     read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
     inside = set(nodes)
@@ -132,7 +128,9 @@ def _tabulate(
     model = ir.to_proto(ir.Model(clone, ir_version=10))
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
     every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
     (table,) = session.run(None, {str(source.name): every.astype(dtype)})

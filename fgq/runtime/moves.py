@@ -162,7 +162,9 @@ def reshaped(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
             wanted[wanted.index(-1)] = int(np.prod(shape, dtype=np.int64)) // max(rest, 1)
         return tuple(wanted)
     if op_type == "Squeeze":
-        axes = {i for i, size in enumerate(shape) if size == 1} if given is None else {a % rank for a in given}
+        axes = (
+            {i for i, size in enumerate(shape) if size == 1} if given is None else {a % rank for a in given}
+        )
         return tuple(size for i, size in enumerate(shape) if i not in axes)
     assert given is not None
     made, sizes = rank + len(given), iter(shape)

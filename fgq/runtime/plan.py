@@ -29,7 +29,9 @@ from fgq.runtime.step import Step
 Makers = Mapping[ir.Value, Step]
 """The steps by the values that they make."""
 
-_CONSTANT = frozenset({"Constant", FUNCTION_NAME, "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose"})
+_CONSTANT = frozenset(
+    {"Constant", FUNCTION_NAME, "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose"}
+)
 """Operators that onnxruntime computes once, when it loads a model, where they read constants."""
 
 
@@ -144,9 +146,7 @@ def _reads(node: ir.Node) -> Iterator[ir.Value]:
                     yield value
 
 
-def _stages(
-    units: Iterable[ir.Node | Step], makers: Makers
-) -> tuple[dict[ir.Node, int], dict[Step, int]]:
+def _stages(units: Iterable[ir.Node | Step], makers: Makers) -> tuple[dict[ir.Node, int], dict[Step, int]]:
     node_stage: dict[ir.Node, int] = {}
     step_stage: dict[Step, int] = {}
 
@@ -172,7 +172,11 @@ def _repeated(units: Iterable[ir.Node | Step]) -> set[ir.Node]:
             continue
         producers = [value.producer() for value in _reads(node) if not value.is_initializer()]
         constant = not any(value.is_graph_input() for value in _reads(node))
-        constant = constant and all(producer in found and producer.op_type in _CONSTANT for producer in producers if producer is not None)
+        constant = constant and all(
+            producer in found and producer.op_type in _CONSTANT
+            for producer in producers
+            if producer is not None
+        )
         if is_operator(node, "DequantizeLinear") or (constant and node.op_type in _CONSTANT):
             found.add(node)
     return found
@@ -189,8 +193,7 @@ def _members(
     waiting = [
         node
         for node, found in node_stage.items()
-        if found == stage
-        and (node not in repeated or any(value in handed_on for value in node.outputs))
+        if found == stage and (node not in repeated or any(value in handed_on for value in node.outputs))
     ]
     members: set[ir.Node] = set()
     while waiting:

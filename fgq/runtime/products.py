@@ -1,4 +1,4 @@
-"""Products with weights: a Conv, MatMul or Gemm with its bias, bounds, requantization and residual addition."""
+"""Products with weights: a Conv, MatMul or Gemm and what follows it, up to a residual addition."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def _epilogue(layer: IntegerLayer, follows: Residual | RealEnd | None) -> Epilog
     made = layer.requantization
     if made is None:
         shift = follows.shift if isinstance(follows, RealEnd) else None
-        return Dequantize(np.asarray(factor, np.float32), shift=np.float32(0) if shift is None else shift)
+        return Dequantize(np.asarray(factor, np.float32), shift=shift)
     return Requantize(
         np.asarray(factor / np.float32(made.quantizer.scale), np.float32),
         made.quantizer.zero_point,

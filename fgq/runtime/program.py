@@ -25,6 +25,7 @@ from fgq.runtime.step import Array, Call, Step
 Shapes = tuple[tuple[int, ...] | None, ...]
 """Of the model's inputs, in their order."""
 
+
 @dataclass(slots=True)
 class Times:
     """What one run took.
@@ -95,7 +96,12 @@ def trace(
             if view is None:
                 values[slot] = aligned(step.shape(arrays), step.dtype)
                 if values[slot].size:
-                    step.bind(arrays, values[slot], aligned((step.scratch_bytes(arrays, threads),), np.uint8), threads)()
+                    step.bind(
+                        arrays,
+                        values[slot],
+                        aligned((step.scratch_bytes(arrays, threads),), np.uint8),
+                        threads,
+                    )()
             else:
                 values[slot], roots[slot] = view, roots[instruction.reads[0]]
         if times is not None:
@@ -201,7 +207,9 @@ class Program:
                 continue
             step, read, out, instruction = entry
             if isinstance(step, QuantizeStep) and instruction.reads[0] in self._named:
-                self.calls.append(step.bind_feed(self._feeds, self._named[instruction.reads[0]], out, threads))
+                self.calls.append(
+                    step.bind_feed(self._feeds, self._named[instruction.reads[0]], out, threads)
+                )
             else:
                 self.calls.append(step.bind(read, out, self._scratch, threads))
 

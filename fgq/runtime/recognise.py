@@ -27,8 +27,8 @@ READERS = (read_binary, read_pool, read_concat, read_move)
 
 
 _QUANTIZED = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger MatMulInteger "
-    "MatMulNBits".split()
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul ConvInteger "
+    "MatMulInteger MatMulNBits".split()
 )
 
 

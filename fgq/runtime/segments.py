@@ -81,8 +81,8 @@ class NumpyStep(ForeignStep):
             operator = operators.find(node.domain, node.op_type)
             if operator is None:
                 raise ModelError(
-                    f"{node.name or node.op_type}: found the operator {node.op_type}, which runs in onnxruntime "
-                    "only: leave fallback=True"
+                    f"{node.name or node.op_type}: found the operator {node.op_type}, which runs in "
+                    "onnxruntime only: leave fallback=True"
                 )
             self._calls.append((node, operator, operators.attributes_of(node)))
 
@@ -166,5 +166,3 @@ class SegmentStep(ForeignStep):
 def bindable(array: Any) -> bool:
     """Tell whether onnxruntime can read or write an array in place."""
     return isinstance(array, np.ndarray) and array.dtype.kind in "fiub" and array.size > 0
-
-

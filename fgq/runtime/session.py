@@ -96,8 +96,8 @@ class Session:
         (``FGQ_NUM_THREADS``), onnxruntime's parts one where the model has integer layers, as the parts
         between them are many and small, and its own choice where it runs the model whole.
     allow_float : bool
-        Whether to run a float model, whole, in onnxruntime. It is refused otherwise, since nothing in it would
-        be faster or smaller.
+        Whether to run a float model, whole, in onnxruntime. It is refused otherwise, since nothing in it
+        would be faster or smaller.
     fallback : bool
         Whether onnxruntime may run what fgq's kernels do not. Otherwise NumPy does, slowly, and a model that
         needs more than `fgq.runtime.operators` has is refused.
@@ -258,9 +258,10 @@ def _refuse_float(model: ir.Model) -> None:
     """Refuse a model of layers that fgq could run, were they quantized."""
     layers = float_products(model.graph)
     if layers:
+        first = layers[0].name or layers[0].op_type
         raise ModelError(
-            f"model: found {len(layers)} float layers ({layers[0].name}, ..) and no quantized ones; convert it "
-            "first (fgq convert), run it in onnxruntime, or give allow_float=True"
+            f"model: found {len(layers)} float layers ({first}, ..) and no quantized ones; convert it first "
+            "(fgq convert), run it in onnxruntime, or give allow_float=True"
         )
 
 

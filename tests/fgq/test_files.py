@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from fgq import ConversionConfig, convert, convert_file
-from fgq.errors import DataError, OutputError
+from fgq.errors import DataError, ModelError, OutputError
 from fgq.files import export_file, refuse_same_file, run_file
 
 TEXT = """(float[N,3,8,8] x, float[4] s) => (float y, float z) {
@@ -46,10 +46,12 @@ def outputs(path="y.npz"):
 
 
 class TestRun:
-    @pytest.mark.parametrize("engine", ["fgq", "onnxruntime"])
-    @pytest.mark.parametrize("name", ["float.onnx", "converted.onnx"])
+    @pytest.mark.parametrize(
+        ("name", "engine"),
+        [("float.onnx", "onnxruntime"), ("converted.onnx", "onnxruntime"), ("converted.onnx", "fgq")],
+    )
     def test_equals_onnxruntime(self, folder, run, name, engine):
-        shapes = run_file(name, "x.npz", "y.npz", engine=engine)
+        shapes = run_file(name, "x.npz", "y.npz", engine=engine).shapes
         assert shapes == {"y": [5, 4], "z": [5, 4]}
         for found, expected in zip(outputs().values(), run(name, FEED), strict=True):
             # Floats in float operators and after them: engines may round the last step differently.
@@ -62,21 +64,32 @@ class TestRun:
         for one, other in zip(outputs().values(), outputs("auto.npz").values(), strict=True):
             np.testing.assert_array_equal(one, other)
 
+    def test_a_float_model_is_for_onnxruntime(self, folder):
+        with pytest.raises(ModelError, match=r"3 float layers .*fgq convert"):
+            run_file("float.onnx", "x.npz", "y.npz")
+        assert not Path("y.npz").exists()
+
+    def test_profile(self, folder):
+        done = run_file("converted.onnx", "x.npz", "y.npz", profile=True, threads=1, memory="compact")
+        assert len(done.times) > 3
+        assert all(time.seconds > 0 and time.output_bytes > 0 for time in done.times)
+        assert sum(time.step.weight_bytes > 0 for time in done.times) == 3
+
     def test_same_bytes_twice(self, folder):
         for name in ("a.npz", "b.npz"):
-            run_file("float.onnx", "x.npz", name)
+            run_file("converted.onnx", "x.npz", name)
         assert Path("a.npz").read_bytes() == Path("b.npz").read_bytes()
 
     def test_written_as_named(self, folder):
         """NumPy's own functions would add .npz."""
-        run_file("float.onnx", "x.npz", "result")
+        run_file("converted.onnx", "x.npz", "result")
         assert set(outputs("result")) == {"y", "z"}
 
     def test_scalars_and_other_types(self, make_model, folder):
         body = "y = ReduceSum<keepdims=0>(x)\nn = Shape(x)\nb = Equal(y, y)"
         onnx.save(make_model(f"(float[N] x) => (float y, int64 n, bool b) {{ {body} }}"), "m.onnx")
         np.savez("in.npz", x=np.ones(3, np.float32))
-        assert run_file("m.onnx", "in.npz", "y.npz") == {"y": [], "n": [1], "b": []}
+        assert run_file("m.onnx", "in.npz", "y.npz").shapes == {"y": [], "n": [1], "b": []}
         found = outputs()
         assert (found["y"], found["n"].tolist(), found["b"]) == (3.0, [3], True)
 
@@ -98,6 +111,17 @@ class TestExport:
                 assert ((one - other) ** 2).mean() < 0.003 * (one**2).mean()
             else:
                 np.testing.assert_array_equal(one, other)
+
+    def test_a_float_model_is_for_onnxruntime(self, folder):
+        with pytest.raises(ModelError, match=r"3 float layers .*fgq convert"):
+            run_file("float.onnx", "x.npz", "y.npz")
+        assert not Path("y.npz").exists()
+
+    def test_profile(self, folder):
+        done = run_file("converted.onnx", "x.npz", "y.npz", profile=True, threads=1, memory="compact")
+        assert len(done.times) > 3
+        assert all(time.seconds > 0 and time.output_bytes > 0 for time in done.times)
+        assert sum(time.step.weight_bytes > 0 for time in done.times) == 3
 
     def test_same_bytes_twice(self, folder):
         for name in ("a.onnx", "b.onnx"):

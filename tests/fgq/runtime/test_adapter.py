@@ -75,7 +75,7 @@ def test_threads_are_those_of_the_options(monkeypatch, path, threads):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     InferenceSession(path, options, kernels="dot")
-    assert seen == {"source": path, "kernels": "dot", "threads": threads or None}
+    assert seen == {"source": path, "kernels": "dot", "threads": threads or None, "allow_float": True}
 
 
 @pytest.mark.parametrize(
