@@ -390,8 +390,9 @@ class Layer:
         if self.wishes.memory is Memory.COMPACT and not possible:
             starts = ", ".join(map(str, _starts(weight)[:4]))
             raise KernelError(
-                f"memory: found codes up to {self._largest_code} in groups that begin at {starts}, ..; wanted "
-                f"codes up to 7 and multiples of 4 for {Memory.COMPACT.value} weights in {kernel.name}; ask for {Memory.FAST.value}"
+                f"memory: found codes up to {self._largest_code} in groups that begin at {starts}, ..; "
+                f"wanted codes up to 7 and multiples of 4 for {Memory.COMPACT.value} weights in "
+                f"{kernel.name}; ask for {Memory.FAST.value}"
             )
         if self.wishes.memory is Memory.AUTO:
             # a GEMV waits for its weights, and so does whatever has more than stay in the near caches

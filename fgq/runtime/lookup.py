@@ -20,8 +20,8 @@ from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
 from fgq.runtime.step import Array, Call, Step
 
 POINTWISE = frozenset(
-    "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish Mul Neg "
-    "Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh ThresholdedRelu".split()
+    "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish "
+    "Mul Neg Pow Reciprocal Relu Selu Sigmoid Softplus Softsign Sqrt Sub Tanh ThresholdedRelu".split()
 )
 """Operators whose results depend on one element each, where all other operands are scalars."""
 
