@@ -110,6 +110,13 @@ def convert(
             "error.  [default: calibrated with calibration data, else fgq]"
         ),
     ] = None,
+    target_bits: Annotated[
+        float | None,
+        typer.Option(
+            metavar="B",
+            help="Give each layer ternary, tied or 8-bit codes, for at most B bits a weight in memory.",
+        ),
+    ] = None,
     activations: Annotated[
         Activations | None,
         typer.Option(help="Static 8- or 4-bit activations, or float ones.  [default: int8]"),
@@ -170,6 +177,7 @@ def convert(
         "group_size": group_size,
         "weights": weights,
         "recipe": recipe,
+        "target_bits": target_bits,
         "activations": activations,
         "form": form,
         "include": include,

@@ -72,6 +72,9 @@ class ConversionConfig:
         What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``.
     recipe : Recipe, optional
         How weights become integers; if not given, ``calibrated`` with calibration data, else ``fgq``.
+    target_bits : float, optional
+        Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
+        kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
     activations : Activations
         ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
     form : Form
@@ -98,6 +101,7 @@ class ConversionConfig:
     group_size: int = 64
     weights: Codes | None = None
     recipe: Recipe | None = None
+    target_bits: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
     include: str | None = None
@@ -119,6 +123,11 @@ class ConversionConfig:
                 object.__setattr__(self, name, _choice(name, kind, value))
         if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4):
             raise ConfigError(f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4")
+        bits = self.target_bits
+        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
+            raise ConfigError(f"target_bits: found {bits!r}, wanted a positive number")
+        if bits is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
+            raise ConfigError(f"target_bits: found {bits!r} for {self.codes} weights, wanted one of the two")
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
         for name in ("first_last_int8", "x86_without_vnni"):

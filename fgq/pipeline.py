@@ -38,6 +38,7 @@ from fgq.data import Source as DataSource
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_model_files
 from fgq.mmse import choose_quantizer
+from fgq.plan import plan_schemes
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
 from fgq.refine.network import Refined, Task, refine_network
@@ -173,9 +174,14 @@ def _convert(
     feeds = None if calibration is None else as_batches(calibration, specs, CALIBRATION_BATCH)
     check, feeds = _check_data(model, specs, feeds)
 
-    sites = find_sites(model, choices)
     recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
     kept = None if feeds is None else _cut(feeds, specs)
+    if config.target_bits is not None and kept is not None:
+        planned = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
+        by_node = {choice.layer.node: choice for choice in planned}
+        chosen = [by_node.get(_node(entry), entry) for entry in chosen]
+        choices = planned
+    sites = find_sites(model, choices)
     quantizers = _calibrate(model, sites, kept, partial(report_progress, "calibrate"))
     tasks = [_task(choice, quantizers) for choice in choices]
     float_model = model.clone()
@@ -236,6 +242,11 @@ def _check_convertible(
         raise DataError(
             f"calibration data: found none, wanted some hundred samples for the recipe {config.recipe}; give "
             "--calibration-data FILE.npz or a folder, or --recipe fgq"
+        )
+    if config.target_bits is not None and calibration is None:
+        raise DataError(
+            "calibration data: found none, wanted some hundred samples to plan by; give --calibration-data "
+            "FILE.npz or a folder"
         )
     if config.activations is not Activations.NONE and calibration is None:
         raise DataError(
