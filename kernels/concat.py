@@ -35,7 +35,9 @@ def requantization_table(
         Range of the result.
     """
     real = (np.arange(256) - x_zero).astype(np.float32) * np.float32(x_scale)
-    return np.clip(np.rint(real / np.float32(y_scale)) + np.float32(y_zero), lowest, highest).astype(np.uint8)
+    integers = np.rint(real / np.float32(y_scale)) + np.float32(y_zero)
+    table: NDArray[np.uint8] = np.clip(integers, lowest, highest).astype(np.uint8)
+    return table
 
 
 class Concat:

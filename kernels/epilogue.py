@@ -334,7 +334,7 @@ class _Tile:
 
     def _down(self, columns: list[Value], count: Any, finish: Any) -> None:
         biases = [self.load(self.bias + (self.channel + m) * 4, count, i32) for m in columns]
-        factors = []
+        factors: list[Any] = []
         if self.factors is not None:
             factors = [self.load(self.factors + (self.channel + m) * 4, count, f32) for m in columns]
         if self.shifted:

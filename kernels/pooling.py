@@ -209,7 +209,8 @@ def _emit_largest(
                 tap = x + (source + i * below + j * aside + c)
                 value = e.load(tap, i8) if count is None else e.load_first(tap, count, i8)
                 best.value = e.larger(best.value, value ^ signs)
-        return best.value ^ signs
+        found: Value = best.value ^ signs
+        return found
 
     whole = channels - channels % lanes
     for c in e.range(0, whole, lanes):

@@ -19,7 +19,7 @@ from fgq.runtime.step import Array, Call, Step
 class _FloatStep(Step):
     """A step that keeps the shape of real values in the plain order."""
 
-    dtype = np.float32
+    dtype: type[np.generic] = np.float32
 
     def __init__(self, node: ir.Node, sources: tuple[ir.Value, ...], result: ir.Value) -> None:
         self._node, self.sources, self.result = node, sources, result

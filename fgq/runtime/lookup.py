@@ -134,4 +134,7 @@ def _tabulate(source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opse
     dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
     every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
     (table,) = session.run(None, {str(source.name): every.astype(dtype)})
-    return (table.astype(np.int16) + (128 if table.dtype == np.int8 else 0)).astype(np.uint8)
+    raised: NDArray[np.uint8] = (table.astype(np.int16) + (128 if table.dtype == np.int8 else 0)).astype(
+        np.uint8
+    )
+    return raised

@@ -99,7 +99,9 @@ class ProductStep(Step):
         follows: Residual | RealEnd | None = None,
     ) -> None:
         self.layer = layer
-        added = follows.other.source if isinstance(follows, Residual) else follows and follows.residual
+        added = None
+        if follows is not None:
+            added = follows.other.source if isinstance(follows, Residual) else follows.residual
         self.sources = (layer.source,) if added is None else (layer.source, added)
         self.result = layer.result if follows is None else follows.result
         weight = _channels_first(layer.read_weight())

@@ -68,7 +68,7 @@ class NumpyStep(ForeignStep):
         super().__init__(segment)
         self._opset = opset
         self._calls: list[tuple[ir.Node, operators.Operator, dict[str, Any]]] = []
-        self._constants: dict[ir.Value, Array] = {}
+        self._constants: dict[ir.Value | None, Array] = {}
         for node in segment.nodes:
             self._constants.update(
                 (value, array)
