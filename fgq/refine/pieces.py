@@ -6,9 +6,11 @@ network once: after each piece the values that later nodes read are kept, and al
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -20,6 +22,9 @@ from fgq.errors import DataError, ModelError
 from fgq.onnx_file import first_line
 
 Values = dict[str, NDArray[Any]]
+
+HELD_BYTES = 1 << 30
+"""What a prefix keeps in memory, in bytes; further values lie in temporary files."""
 
 
 class Replacement(NamedTuple):
@@ -172,10 +177,25 @@ class Prefix:
         later = {str(value.name) for other in self._nodes[place:] for value in reads(other)}
         wanted = [str(value.name) for other in piece for value in other.outputs if value.name in later]
         run = Piece(self._model, piece, wanted, self._replaced)
+        held = 0
         for index, values in enumerate(self.batches):
             known = values | run(values)
-            self.batches[index] = {name: array for name, array in known.items() if name in later}
+            kept = {name: array for name, array in known.items() if name in later}
+            held += sum(array.nbytes for array in kept.values())
+            self.batches[index] = (
+                kept if held <= HELD_BYTES else {name: _on_disk(kept[name]) for name in kept}
+            )
         self._done = place
+
+
+def _on_disk(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the same values in a temporary file, which goes when the array does."""
+    if isinstance(array, np.memmap) or not array.nbytes:
+        return array
+    with tempfile.TemporaryFile() as file:
+        mapped: NDArray[Any] = np.memmap(file, array.dtype, "w+", shape=array.shape)
+        mapped[...] = array
+    return mapped
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:

@@ -34,7 +34,9 @@ def node(model, output):
     return next(node for node in model.graph if node.outputs[0].name == output)
 
 
-def test_values_are_those_of_the_whole_and_nothing_else_is_kept(model, make_model, run):
+@pytest.mark.parametrize("held", [0, 100, 1 << 30])
+def test_values_are_those_of_the_whole_and_nothing_else_is_kept(model, make_model, run, monkeypatch, held):
+    monkeypatch.setattr("fgq.refine.pieces.HELD_BYTES", held)
     prefix = Prefix(model, FEEDS, {})
     whole = make_model(TEXT.replace("float r)", "float r, float b, float c)"), WEIGHTS)
     for output, kept in (("a", {"x"}), ("c", {"b", "r"}), ("y", {"c", "r"}), ("y", {"c", "r"})):
@@ -42,6 +44,7 @@ def test_values_are_those_of_the_whole_and_nothing_else_is_kept(model, make_mode
         for values, feed in zip(prefix.batches, FEEDS, strict=True):
             assert set(values) == kept
             expected = dict(zip(("y", "r", "b", "c"), run(whole, feed), strict=True)) | feed
+            assert held or all(isinstance(array, np.memmap) for array in values.values())
             for name in kept:
                 np.testing.assert_array_equal(values[name], expected[name])
 
