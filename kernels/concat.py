@@ -1,13 +1,14 @@
-"""Concatenation of uint8 arrays, each with a scale of its own.
+"""Concatenation of uint8 arrays, each brought from its own quantizer to that of the result.
 
-    yq = saturate(round_half_even((x - x_zero) * x_scale / y_scale) + y_zero)
+    yq = clip(round_half_even((x - x_zero) * x_scale / y_scale) + y_zero, lowest, highest)
 
-in float32, from a table of 256 results for each part, as QLinearConcat has it (onnxruntime,
-contrib_ops/cpu/quantization/quant_ops).
+in float32, by a table for each part, as QLinearConcat has it (onnxruntime,
+contrib_ops/cpu/quantization/qlinear_concat.cc). A part whose quantizer is that of the result is copied.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,29 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.lookup import checked_table, looker
+from fgq.kernels.simd.isa import available, index_of
 from fgq.kernels.threads import spread
 
-_BYTES = 1 << 14
-"""What a thread takes at a time, roughly."""
-
-
-def requantization_table(
-    x_scale: float, x_zero: int, y_scale: float, y_zero: int, lowest: int = 0, highest: int = 255
-) -> NDArray[np.uint8]:
-    """Return what each activation of one quantizer is in another, uint8 [256].
-
-    Parameters
-    ----------
-    x_scale, x_zero, y_scale, y_zero : float, int
-        The quantizers before and behind.
-    lowest, highest : int
-        Range of the result.
-    """
-    real = (np.arange(256) - x_zero).astype(np.float32) * np.float32(x_scale)
-    integers = np.rint(real / np.float32(y_scale)) + np.float32(y_zero)
-    table: NDArray[np.uint8] = np.clip(integers, lowest, highest).astype(np.uint8)
-    return table
+_PIECE = 1 << 14
+"""Bytes of the result that a thread takes at a time, roughly."""
 
 
 class Concat:
@@ -50,11 +36,16 @@ class Concat:
     y : ndarray of uint8
         What it writes, C order.
     axis : int
-        Along which they are joined.
+        Along which they are joined, 0 or more.
     tables : sequence of ndarray of uint8, shape (256,)
-        What becomes of the activations of each part.
+        What becomes of the activations of each part (:func:`fgq.kernels.lookup.requantization_table`).
     threads : int
         How many threads to use.
+
+    Raises
+    ------
+    KernelError
+        If shapes do not fit.
     """
 
     def __init__(
@@ -65,36 +56,47 @@ class Concat:
         tables: Sequence[NDArray[np.uint8]],
         threads: int = 1,
     ) -> None:
-        self._rows, self._threads = int(np.prod(y.shape[:axis], dtype=np.int64)), threads
-        width = y.size // max(self._rows, 1)
-        self._each = max(_BYTES // max(width, 1), 1)
-        self._y, self._width = y.reshape(-1), width
-        self._parts: list[tuple[Any, ...]] = []
-        begin = 0
-        for part, table in zip(parts, tables, strict=True):
-            size = part.size // max(self._rows, 1)
-            same = bool((table == np.arange(256)).all())
-            self._parts.append(
-                (part.reshape(-1), np.require(table, requirements=["C", "W"]), size, begin, same)
-            )
-            begin += size
+        joined = sum(part.shape[axis] for part in parts)
+        for part in parts:
+            if (*part.shape[:axis], joined, *part.shape[axis + 1 :]) != y.shape:
+                found = ", ".join(str(list(part.shape)) for part in parts)
+                raise KernelError(
+                    f"concat: found {found} for {list(y.shape)}, wanted parts of it along axis {axis}"
+                )
+        rows = math.prod(y.shape[:axis])
+        self._rows, self._threads = rows, threads
+        self._y, self._width = y.reshape(-1), y.size // max(rows, 1)
+        self._each = max(_PIECE // max(self._width, 1), 1)
+        tier, self._parts, place = index_of(available()[0]), list[tuple[Any, ...]](), 0
+        for part, table in zip(parts, map(checked_table, tables), strict=True):
+            size = part.size // max(rows, 1)
+            if part.size:
+                same = bool((table == np.arange(256)).all())
+                self._parts.append((_mover(tier, same), part.reshape(-1), table, size, place))
+            place += size
 
     def __call__(self) -> None:
         """Join what the parts now hold."""
-        spread(-(-self._rows // self._each), self._threads, self._work)
+        if self._threads == 1:
+            self._move(0, self._rows)
+        else:
+            spread(-(-self._rows // self._each), self._threads, self._work)
 
     def _work(self, _thread: int, begin: int, end: int) -> None:
-        first, last = begin * self._each, min(end * self._each, self._rows)
-        for part, table, size, place, same in self._parts:
-            _copier(same)(part, table, size, first, last, self._width, place, self._y)
+        self._move(begin * self._each, min(end * self._each, self._rows))
+
+    def _move(self, begin: int, end: int) -> None:
+        for move, part, table, size, place in self._parts:
+            move(part, table, size, begin, end, self._width, place, self._y)
 
 
 @cache
-def _copier(same: bool) -> Any:
-    """Return the function that copies rows of a part, through its table unless that changes nothing."""
+def _mover(tier: int, same: bool) -> Any:
+    """Return the function that moves rows of a part, through its table unless that changes nothing."""
+    look_up = looker(tier)
 
     @jit
-    def copy(
+    def move(
         x: NDArray[np.uint8],
         table: NDArray[np.uint8],
         size: int,
@@ -106,7 +108,9 @@ def _copier(same: bool) -> Any:
     ) -> None:
         for row in range(begin, end):
             source, target = row * size, row * width + place
-            for k in range(size):
-                y[target + k] = x[source + k] if same else table[x[source + k]]
+            if same:
+                y[target : target + size] = x[source : source + size]
+            else:
+                look_up(x, source, table, size, y, target)
 
-    return copy
+    return move

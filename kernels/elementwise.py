@@ -1,15 +1,21 @@
 """Sums and products of two quantized tensors, rounded as onnxruntime rounds.
 
-    add:       see :mod:`fgq.kernels.epilogue`, whose formula for a residual is QLinearAdd's
-    multiply:  yq = saturate(round_half_even((a - za) * (b - zb) * (a_scale * b_scale / y_scale)) + y_zero)
+    add:       see :mod:`fgq.kernels.epilogue`, whose sum with a residual is the same QLinearAdd
+    multiply:  yq = clip(round_half_even(((a - za) * (b - zb)) * m + zy), lowest, highest)
+               with m = a_scale * b_scale / y_scale
 
-The second is QLinearMul (onnxruntime, core/mlas/lib/qlmul.cpp). A second operand that is the same all over an
-image, [B, 1, 1, C], is read again for each pixel.
+All steps are float32. These are QLinearAdd and QLinearMul (onnxruntime, core/mlas/lib/qladd.cpp, qlmul.cpp),
+to which onnxruntime fuses Add and Mul with the quantizers around them. With a ReLU or Clip in between, which
+says more than the range of the integers does, it fuses nothing and computes what is written:
+
+    r  = (a - za) * a_scale + (b - zb) * b_scale        or the product of both
+    yq = clip(round_half_even(r / y_scale) + zy, lowest, highest)
+
+In the fused sum the first operand is multiplied last, so its rounding depends on the order of the operands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,103 +24,30 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.epilogue import ROUND, QuantizedAdd
+from fgq.kernels.epilogue import QuantizedAdd
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.threads import spread
 
-_ROWS = 64
-"""Rows that a thread takes at a time."""
+_ADD, _MULTIPLY, _PLAIN_ADD, _PLAIN_MULTIPLY = range(4)
+
+_WIDTH = 4096
+"""Activations in a run, if nothing repeats."""
+
+_REPEATED = 256
+"""An operand that repeats more often than this is written out several times first: short runs cost more."""
+
+_PIECE = 1 << 14
+"""Activations that a thread takes at a time."""
+
+_LARGEST = 2.0**30
+"""Below this, results fit an int32 before they are clipped."""
 
 
 class _Binary:
-    """Operands cut into rows of the last axis, the second one repeated as need be."""
+    """Operands cut into runs, in each of which neither of them begins anew."""
 
-    def __init__(
-        self, a: NDArray[np.uint8], b: NDArray[np.uint8], y: NDArray[np.uint8], threads: int
-    ) -> None:
-        if a.shape != y.shape or not repeats(b.shape, y.shape):
-            raise KernelError(f"operands: found {list(a.shape)} and {list(b.shape)} for {list(y.shape)}")
-        self._width = y.shape[-1] if y.ndim else 1
-        rows = y.size // max(self._width, 1)
-        if a.shape == b.shape:  # long rows cost least
-            self._width, rows = min(y.size, 4096), -(-y.size // 4096)
-        self._each = 1 if a.shape == b.shape else rows // max(b.size // max(self._width, 1), 1)
-        self._a, self._b, self._y = a.reshape(-1), b.reshape(-1), y.reshape(-1)
-        self._rows, self._threads = rows, threads
-
-    def __call__(self) -> None:
-        """Compute from what the operands now hold."""
-        spread(-(-self._rows // _ROWS), self._threads, self._work)
-
-    def _work(self, _thread: int, begin: int, end: int) -> None:
-        self._run(begin * _ROWS, min(end * _ROWS, self._rows))
-
-    def _run(self, begin: int, end: int) -> None:
-        raise NotImplementedError
-
-
-class Add(_Binary):
-    """The sum of two quantized tensors.
-
-    Parameters
-    ----------
-    a : ndarray of uint8
-        First operand.
-    b : ndarray of uint8, shape of `a` or [B, 1, .., 1, C]
-        Second operand.
-    y : ndarray of uint8, shape of `a`
-        Written by each call.
-    add : QuantizedAdd
-        Scales and zero points; the own result is `a`. With ``own_first`` false the operands count in the
-        other order.
-    threads : int
-        How many threads to use.
-
-    Raises
-    ------
-    KernelError
-        If the shapes do not fit.
-    """
-
-    def __init__(
-        self,
-        a: NDArray[np.uint8],
-        b: NDArray[np.uint8],
-        y: NDArray[np.uint8],
-        add: QuantizedAdd,
-        threads: int = 1,
-    ) -> None:
-        super().__init__(a, b, y, threads)
-        own, other, shift = add.floats
-        first, second = (own, other) if add.own_first else (other, own)
-        self._floats = np.array([first, second, shift, add.lowest, add.highest], np.float32)
-        self._swapped = not add.own_first
-
-    def _run(self, begin: int, end: int) -> None:
-        _adder(index_of(available()[0]))(
-            self._a, self._b, self._width, self._each, begin, end, self._floats, self._swapped, self._y
-        )
-
-
-class Multiply(_Binary):
-    """The product of two quantized tensors.
-
-    Parameters
-    ----------
-    a, b, y, threads : as for :class:`Add`
-    multiplier : float
-        ``a_scale * b_scale / y_scale`` in float32.
-    zeros : tuple of int
-        Zero points of `a`, `b` and `y`.
-    lowest, highest : int
-        Range of the result.
-
-    Raises
-    ------
-    KernelError
-        If the shapes do not fit.
-    """
+    _kinds: tuple[int, int]
 
     def __init__(
         self,
@@ -122,190 +55,266 @@ class Multiply(_Binary):
         b: NDArray[np.uint8],
         y: NDArray[np.uint8],
         *,
-        multiplier: float,
+        scales: tuple[float, float, float],
         zeros: tuple[int, int, int],
         lowest: int = 0,
         highest: int = 255,
+        fused: bool = True,
         threads: int = 1,
     ) -> None:
-        super().__init__(a, b, y, threads)
-        self._multiplier = np.float32(multiplier)
-        self._numbers = np.array([*zeros, lowest, highest], np.int32)
-
-    def _run(self, begin: int, end: int) -> None:
-        _multiplier(index_of(available()[0]))(
-            self._a, self._b, self._width, self._each, begin, end, self._multiplier, self._numbers, self._y
+        # QuantizedAdd checks the numbers too
+        add = QuantizedAdd(
+            scale=scales[0], zero_point=zeros[0], residual_scale=scales[1], residual_zero_point=zeros[1],
+            sum_scale=scales[2], sum_zero_point=zeros[2], lowest=lowest, highest=highest,
+        )  # fmt: skip
+        kind = self._kinds[0 if fused else 1]
+        floats = [np.float32(scale) for scale in scales]
+        if kind == _ADD:
+            floats = list(add.floats)
+        elif kind == _MULTIPLY:
+            with np.errstate(over="ignore"):
+                floats[0] = floats[0] * floats[1] / floats[2]
+        self._floats = np.array([*floats, *zeros], np.float32)
+        if not np.isfinite(self._floats).all():
+            raise KernelError(
+                f"scales: found {list(scales)}, wanted such whose quotients are float32 numbers"
+            )
+        self._numbers = np.array([lowest, highest], np.int64)
+        self._cut, self._tiles = _cut(a, b, y)
+        self._a, self._b = (
+            tile[1] if tile else x.reshape(-1) for x, tile in zip((a, b), self._tiles, strict=True)
         )
+        self._y = y.reshape(-1)
+        self._runs, self._each = int(self._cut[3]), max(_PIECE // max(int(self._cut[1]), 1), 1)
+        self._threads = threads
+        # vectors go through int32 before they clip
+        isa = available()[0] if self._largest(*scales) < _LARGEST else INSTRUCTION_SETS[-1]
+        self._compute = _computer(index_of(isa), kind)
+
+    @staticmethod
+    def _largest(a_scale: float, b_scale: float, y_scale: float) -> float:
+        """Return what no result exceeds, in steps of the result."""
+        raise NotImplementedError
+
+    def __call__(self) -> None:
+        """Compute from what the operands now hold."""
+        for tile in self._tiles:
+            if tile:
+                np.copyto(tile[2], tile[0])
+        if self._threads == 1:
+            self._work(0, 0, -(-self._runs // self._each))
+        else:
+            spread(-(-self._runs // self._each), self._threads, self._work)
+
+    def _work(self, _thread: int, begin: int, end: int) -> None:
+        self._compute(
+            self._a, self._b, self._cut, begin * self._each, min(end * self._each, self._runs),
+            self._floats, self._numbers, self._y,
+        )  # fmt: skip
 
 
-def repeats(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
-    """Tell whether an operand of `shape` can be used for a result of shape `whole`: [B, 1, .., 1, C]."""
-    if shape == whole:
-        return True
-    return (
-        len(shape) == len(whole) > 1
-        and shape[0] == whole[0]
-        and shape[-1] == whole[-1]
-        and all(size == 1 for size in shape[1:-1])
-    )
+class Add(_Binary):
+    """The sum of two quantized tensors.
+
+    Parameters
+    ----------
+    a, b : ndarray of uint8
+        The operands, C order. One of them has the shape of `y`; the other one, too, or it is repeated:
+        [B, 1, .., 1, C] or what broadcasts to that, or one number.
+    y : ndarray of uint8, shape (B, .., C)
+        Written by each call, C order.
+    scales, zeros : tuple of float, tuple of int
+        Scales and zero points of `a`, `b` and `y`.
+    lowest, highest : int
+        Range of the result: ReLU has ``lowest = zeros[2]``.
+    fused : bool
+        Whether onnxruntime would fuse quantizers and operator, which decides the rounding: not with a ReLU
+        or Clip in between that the range 0..255 does not imply.
+    threads : int
+        How many threads to use.
+
+    Raises
+    ------
+    KernelError
+        If shapes or numbers do not fit.
+
+    Notes
+    -----
+    onnxruntime takes an operand that is constant along its innermost axes (a number, or [B, C, 1, 1] in
+    NCHW) for the second one, wherever it stands. Its order is the caller's to choose.
+    """
+
+    _kinds = _ADD, _PLAIN_ADD
+
+    @staticmethod
+    def _largest(a_scale: float, b_scale: float, y_scale: float) -> float:
+        return 255 * (float(a_scale) + float(b_scale)) / float(y_scale) + 255
+
+
+class Multiply(_Binary):
+    """The product of two quantized tensors; parameters as for :class:`Add`, in any order."""
+
+    _kinds = _MULTIPLY, _PLAIN_MULTIPLY
+
+    @staticmethod
+    def _largest(a_scale: float, b_scale: float, y_scale: float) -> float:
+        return 255**2 * float(a_scale) * float(b_scale) / float(y_scale) + 255
+
+
+_Tile = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+"""A repeated operand as rows, where it is written out, and a view of that which broadcasts from the rows."""
+
+
+def _cut(
+    a: NDArray[np.uint8], b: NDArray[np.uint8], y: NDArray[np.uint8]
+) -> tuple[NDArray[np.int64], list[_Tile | None]]:
+    """Return [bytes over which a row repeats, bytes of a run, runs in these, all runs, a and b repeat]."""
+    repeats = [operand.shape != y.shape for operand in (a, b)]
+    small = a if repeats[0] else b
+    if all(repeats) or y.ndim == 0 or not (small.shape == y.shape or _fits(small.shape, y.shape)):
+        raise KernelError(
+            f"operands: found {list(a.shape)} and {list(b.shape)} for a result {list(y.shape)}, wanted its "
+            "shape and the same, [B, 1, .., 1, C] or one number"
+        )
+    tiles: list[_Tile | None] = [None, None]
+    if not any(repeats):
+        span, width = y.size, _WIDTH
+    else:
+        channels = y.shape[-1]
+        per_image = y.ndim > 1 and small.ndim == y.ndim and small.shape[0] > 1
+        images = small.shape[0] if per_image else 1
+        times = max(_REPEATED // max(channels, 1), 1)
+        span, width = y.size // max(images, 1), channels * times
+        if times > 1 or small.size < images * channels:
+            room = np.empty((images, times, channels), np.uint8)
+            rows = small.reshape(images, 1, -1)
+            tiles[0 if repeats[0] else 1] = rows, room.reshape(-1), room
+    runs = -(-span // max(width, 1))
+    total = runs * (y.size // max(span, 1))
+    return np.array([span, width, runs, total, *repeats], np.int64), tiles
+
+
+def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    full = (1,) * (len(whole) - len(shape)) + shape
+    if len(full) != len(whole) or any(size != 1 for size in full[1:-1]):
+        return False
+    first = len(whole) == 1 or full[0] in (1, whole[0])
+    # a number for each image would repeat in a way that no row does
+    return first and (full[-1] == whole[-1] or (full[-1] == 1 and (len(full) == 1 or full[0] == 1)))
 
 
 @cache
-def _adder(tier: int) -> Any:
-    """Return the function that adds rows, for an instruction set."""
+def _computer(tier: int, kind: int) -> Any:
+    """Return the function that computes runs `begin` to `end`, for an instruction set."""
     if INSTRUCTION_SETS[tier].width == 0:
-        return _add
+        return _portable(kind)
 
     @jit
-    def add(
+    def compute(
         a: NDArray[np.uint8],
         b: NDArray[np.uint8],
-        width: int,
-        each: int,
+        cut: NDArray[np.int64],
         begin: int,
         end: int,
         floats: NDArray[np.float32],
-        swapped: bool,
+        numbers: NDArray[np.int64],
         y: NDArray[np.uint8],
     ) -> None:
-        one, two = (b, a) if swapped else (a, b)
-        for row in range(begin, end):
-            first, second = row * width, row // each * width
-            if swapped:
-                first, second = second, first
-            place = row * width
-            count = min(width, y.size - place)
-            _emit_sum(
-                tier, one, first, two, second, y, place, count,
-                floats[0], floats[1], floats[2], floats[3], floats[4],
+        span, width, runs = cut[0], cut[1], cut[2]
+        for run in range(begin, end):
+            image, part = divmod(run, runs)
+            place, count = image * span + part * width, min(width, span - part * width)
+            a_place, b_place = (image * width if cut[4] else place), (image * width if cut[5] else place)
+            _emit_pairs(
+                tier, kind, a, a_place, b, b_place, y, place, count, floats, numbers[0], numbers[1]
             )  # fmt: skip
 
-    return add
+    return compute
 
 
-@cache
-def _multiplier(tier: int) -> Any:
-    """Return the function that multiplies rows, for an instruction set."""
-    if INSTRUCTION_SETS[tier].width == 0:
-        return _multiply
-
-    @jit
-    def multiply(
-        a: NDArray[np.uint8],
-        b: NDArray[np.uint8],
-        width: int,
-        each: int,
-        begin: int,
-        end: int,
-        multiplier: np.float32,
-        numbers: NDArray[np.int32],
-        y: NDArray[np.uint8],
-    ) -> None:
-        lowest, highest = np.float32(numbers[3] - numbers[2]), np.float32(numbers[4] - numbers[2])
-        for row in range(begin, end):
-            place = row * width
-            count = min(width, y.size - place)
-            _emit_product(
-                tier, a, place, b, row // each * width, y, place, count,
-                multiplier, numbers[0], numbers[1], numbers[2], lowest, highest,
-            )  # fmt: skip
-
-    return multiply
-
-
-def _pairs(e: Emitter, a: Any, b: Any, y: Any, count: Any, compute: Callable[[Value, Value], Value]) -> None:
-    """Emit ``y = compute(a, b)``, int32 lanes all 0..255, from int32 lanes of activations."""
+@emitted
+def _emit_pairs(
+    e: Emitter, kind: Any, a: Any, a_place: Any, b: Any, b_place: Any, y: Any, place: Any, count: Any,
+    floats: Any, lowest: Any, highest: Any,
+) -> None:  # fmt: skip
     lanes = e.lanes(i32)
+    a, b, y = a + a_place, b + b_place, y + place
+    factors = [e.load_spread(floats + 4 * i, f32) for i in range(6)]
+    ends = [e.number(end, i32) for end in (lowest, highest)]
+    low, high = (e.filled(end, i32) for end in ends)
+    low_bytes, high_bytes = (e.filled(end.signed(i8), i8) for end in ends)
 
     def computed(k: Any, some: Any = None) -> Value:
         one, two = (
-            e.load(operand + k, i8, lanes) if some is None else e.load_first(operand + k, some, i8, lanes)
-            for operand in (a, b)
+            (e.load(x + k, i8, lanes) if some is None else e.load_first(x + k, some, i8, lanes))
+            .unsigned(i32)
+            .signed(f32)
+            for x in (a, b)
         )
-        return compute(one.unsigned(i32), two.unsigned(i32))
+        return _result(e, kind, one, two, factors)
+
+    def clipped(value: Value) -> Value:
+        return e.smaller(e.larger(value, low), high).signed(i8)
 
     most = count - (count & (4 * lanes - 1))
     whole = count - (count & (lanes - 1))
     for k in e.range(0, most, 4 * lanes):
-        e.store(y + k, e.packed([computed(k + i * lanes) for i in range(4)]))
+        packed = e.packed([computed(k + i * lanes) for i in range(4)])  # which saturates
+        packed = e.call(f"llvm.umax.v{4 * lanes}i8", packed.type, packed, low_bytes)
+        e.store(y + k, e.call(f"llvm.umin.v{4 * lanes}i8", packed.type, packed, high_bytes))
     for k in e.range(most, whole, lanes):
-        e.store(y + k, computed(k).signed(i8))
+        e.store(y + k, clipped(computed(k)))
     with e.when(whole < count):
-        e.store_first(y + whole, computed(whole, count - whole).signed(i8), count - whole)
+        e.store_first(y + whole, clipped(computed(whole, count - whole)), count - whole)
 
 
-@emitted
-def _emit_sum(
-    e: Emitter, a: Any, a_begin: Any, b: Any, b_begin: Any, y: Any, y_begin: Any, count: Any,
-    first: Any, second: Any, shift: Any, lowest: Any, highest: Any,
-) -> None:  # fmt: skip
-    first, second, shift, low, high = (e.filled(n, f32) for n in (first, second, shift, lowest, highest))
-
-    def compute(one: Value, two: Value) -> Value:
-        value = e.fused(first, one.signed(f32), e.fused(second, two.signed(f32), shift))
-        return e.whole(e.smaller(e.larger(value, low), high))
-
-    _pairs(e, a + a_begin, b + b_begin, y + y_begin, count, compute)
-
-
-@emitted
-def _emit_product(
-    e: Emitter, a: Any, a_begin: Any, b: Any, b_begin: Any, y: Any, y_begin: Any, count: Any,
-    multiplier: Any, a_zero: Any, b_zero: Any, y_zero: Any, lowest: Any, highest: Any,
-) -> None:  # fmt: skip
-    factor, low, high = (e.filled(number, f32) for number in (multiplier, lowest, highest))
-    zeros = [e.filled(e.number(zero, i32), i32) for zero in (a_zero, b_zero, y_zero)]
-
-    def compute(one: Value, two: Value) -> Value:
-        # differences of bytes multiply exactly in float32
-        value = (one - zeros[0]).signed(f32) * (two - zeros[1]).signed(f32) * factor
-        return e.whole(e.smaller(e.larger(value, low), high)) + zeros[2]
-
-    _pairs(e, a + a_begin, b + b_begin, y + y_begin, count, compute)
+def _result(e: Emitter, kind: int, a: Value, b: Value, factors: list[Value]) -> Value:
+    """Emit the rounded result of two vectors of integers held as floats, not yet clipped."""
+    one, two, three, a_zero, b_zero, y_zero = factors
+    if kind == _ADD:
+        return e.whole(e.fused(one, a, e.fused(two, b, three)))
+    if kind == _MULTIPLY:
+        # differences of bytes multiply exactly
+        return e.whole((a - a_zero) * (b - b_zero) * one + y_zero)
+    a, b = (a - a_zero) * one, (b - b_zero) * two
+    real = a + b if kind == _PLAIN_ADD else a * b
+    return e.whole(real / three) + e.whole(y_zero)
 
 
-@jit
-def _add(
-    a: NDArray[np.uint8],
-    b: NDArray[np.uint8],
-    width: int,
-    each: int,
-    begin: int,
-    end: int,
-    floats: NDArray[np.float32],
-    swapped: bool,
-    y: NDArray[np.uint8],
-) -> None:
-    for row in range(begin, end):
-        first, second = row * width, row // each * width
-        for c in range(min(width, y.size - first)):
-            one, two = a[first + c], b[second + c]
-            if swapped:
-                one, two = two, one
-            # in float64 products of two float32 are exact: each sum rounds once, as a fused one does
-            value = np.float32(np.float64(floats[1]) * two + np.float64(floats[2]))
-            value = np.float32(np.float64(floats[0]) * one + np.float64(value))
-            value = min(max(value, floats[3]), floats[4])
-            y[first + c] = np.uint8(np.int32((value + ROUND) - ROUND))
+@cache
+def _portable(kind: int) -> Any:
+    """Return the same for other machines."""
 
+    @jit
+    def compute(
+        a: NDArray[np.uint8],
+        b: NDArray[np.uint8],
+        cut: NDArray[np.int64],
+        begin: int,
+        end: int,
+        floats: NDArray[np.float32],
+        numbers: NDArray[np.int64],
+        y: NDArray[np.uint8],
+    ) -> None:
+        span, width, runs = cut[0], cut[1], cut[2]
+        lowest, highest = np.float32(numbers[0]), np.float32(numbers[1])
+        for run in range(begin, end):
+            image, part = divmod(run, runs)
+            place, count = image * span + part * width, min(width, span - part * width)
+            a_place, b_place = (image * width if cut[4] else place), (image * width if cut[5] else place)
+            for k in range(count):
+                one, two = np.float32(a[a_place + k]), np.float32(b[b_place + k])
+                if kind == _ADD:
+                    # products of float32 are exact in float64: each line rounds once, as a fused one does
+                    value = np.float32(np.float64(floats[1]) * two + np.float64(floats[2]))
+                    value = np.rint(np.float32(np.float64(floats[0]) * one + np.float64(value)))
+                elif kind == _MULTIPLY:
+                    value = np.rint((one - floats[3]) * (two - floats[4]) * floats[0] + floats[5])
+                else:
+                    one, two = (one - floats[3]) * floats[0], (two - floats[4]) * floats[1]
+                    real = one + two if kind == _PLAIN_ADD else one * two
+                    value = np.rint(real / floats[2]) + floats[5]
+                value = value if value > lowest else lowest
+                y[place + k] = np.uint8(value if value < highest else highest)
 
-@jit
-def _multiply(
-    a: NDArray[np.uint8],
-    b: NDArray[np.uint8],
-    width: int,
-    each: int,
-    begin: int,
-    end: int,
-    multiplier: np.float32,
-    numbers: NDArray[np.int32],
-    y: NDArray[np.uint8],
-) -> None:
-    lowest, highest = np.float32(numbers[3] - numbers[2]), np.float32(numbers[4] - numbers[2])
-    for row in range(begin, end):
-        first, second = row * width, row // each * width
-        for c in range(min(width, y.size - first)):
-            product = (np.int32(a[first + c]) - numbers[0]) * (np.int32(b[second + c]) - numbers[1])
-            value = np.float32(np.int32(product)) * multiplier
-            value = min(max(value, lowest), highest)
-            y[first + c] = np.uint8(np.int32((value + ROUND) - ROUND) + numbers[2])
+    return compute
