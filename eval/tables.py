@@ -57,6 +57,7 @@ CONFIGS = (
     _config(Recipe.FGQ, 64),
     _config(Recipe.CALIBRATED, 64),
     _config(Recipe.CALIBRATED, 64, Codes.TIED),
+    ConversionConfig(recipe=Recipe.CALIBRATED, group_size=64, target_bits=3),
     _config(Recipe.CALIBRATED, 64, Codes.INT4),
     _config(Recipe.OMSE, 64),
     _config(Recipe.FGQ, 64, Codes.INT8),  # the control: what all but the low bits costs
@@ -208,7 +209,9 @@ def replace_tables(document: str, tables: Mapping[str, str]) -> str:
 
 
 def _setting(config: ConversionConfig) -> list[str]:
-    return [str(config.recipe), str(config.weight_scheme), str(config.activations)]
+    mixed = config.target_bits is not None
+    weights = f"{config.target_bits:g} bits N={config.group_size}" if mixed else str(config.weight_scheme)
+    return [str(config.recipe), weights, str(config.activations)]
 
 
 def _kilobytes(path: Path) -> str:

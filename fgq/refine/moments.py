@@ -22,13 +22,14 @@ Float = NDArray[np.float64]
 Single = NDArray[np.float32]
 
 _ROUNDING = 2.0**-18
-"""A bound on the error of a batch's float32 sums of products, as a share of them."""
+"""A bound on the error of float32 sums of some thousand products, as a share of them."""
+
+_TOGETHER = 4096
+"""Positions whose products are summed in float32."""
 
 
 class Moments(NamedTuple):
     """Sums over the positions at which a layer was computed.
-
-    Products are added in float32 within a batch and in float64 across batches.
 
     Parameters
     ----------
@@ -52,35 +53,6 @@ class Moments(NamedTuple):
     gram: Float
     cross: Float
     power: Float
-
-    @classmethod
-    def zeros(cls, C: int, M: int, K: int) -> Moments:
-        """Return the moments of no positions."""
-        return cls(
-            positions=0,
-            inputs=np.zeros((C, K)),
-            outputs=np.zeros((C, M)),
-            gram=np.zeros((C, K, K)),
-            cross=np.zeros((C, M, K)),
-            power=np.zeros((C, M)),
-        )
-
-    def add(self, x: Single, y: Single) -> Moments:
-        """Return the moments with further positions.
-
-        Parameters
-        ----------
-        x : ndarray of float32, shape (C, R, K)
-        y : ndarray of float32, shape (C, R, M)
-        """
-        return Moments(
-            positions=self.positions + x.shape[1],
-            inputs=self.inputs + x.sum(1, dtype=np.float64),
-            outputs=self.outputs + y.sum(1, dtype=np.float64),
-            gram=self.gram + x.transpose(0, 2, 1) @ x,
-            cross=self.cross + y.transpose(0, 2, 1) @ x,
-            power=self.power + np.einsum("crm,crm->cm", y, y, dtype=np.float64),
-        )
 
     def of(self, c: int) -> Moments:
         """Return the moments of one reduction alone."""
@@ -145,3 +117,56 @@ class Moments(NamedTuple):
         """
         total: Float = np.einsum("cmk,cmk->cm", weights @ self.gram, weights)
         return total / max(self.positions, 1)
+
+
+class Collector:
+    """Sums what is seen of a layer.
+
+    Products are added in float32 within some thousand positions and in float64 across them.
+
+    Parameters
+    ----------
+    C, M, K : int
+        Reductions, outputs and inputs of each.
+    """
+
+    def __init__(self, C: int, M: int, K: int) -> None:
+        self._moments = Moments(
+            positions=0,
+            inputs=np.zeros((C, K)),
+            outputs=np.zeros((C, M)),
+            gram=np.zeros((C, K, K)),
+            cross=np.zeros((C, M, K)),
+            power=np.zeros((C, M)),
+        )
+        self._waiting: list[tuple[Single, Single]] = []
+
+    def add(self, x: Single, y: Single) -> None:
+        """See further positions.
+
+        Parameters
+        ----------
+        x : ndarray of float32, shape (C, R, K)
+        y : ndarray of float32, shape (C, R, M)
+        """
+        self._waiting.append((x, y))
+        if sum(waiting.shape[1] for waiting, _ in self._waiting) >= _TOGETHER:
+            self._flush()
+
+    def moments(self) -> Moments:
+        """Return the sums over all positions so far."""
+        self._flush()
+        return self._moments
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        x, y = (np.concatenate(rows, axis=1) for rows in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        sums = self._moments
+        np.add(sums.inputs, x.sum(1, dtype=np.float64), out=sums.inputs)
+        np.add(sums.outputs, y.sum(1, dtype=np.float64), out=sums.outputs)
+        np.add(sums.gram, x.transpose(0, 2, 1) @ x, out=sums.gram)
+        np.add(sums.cross, y.transpose(0, 2, 1) @ x, out=sums.cross)
+        np.add(sums.power, np.einsum("crm,crm->cm", y, y, dtype=np.float64), out=sums.power)
+        self._moments = sums._replace(positions=sums.positions + x.shape[1])

@@ -24,7 +24,7 @@ from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import as_rows, assemble, largest_bias
 from fgq.refine import recipes
-from fgq.refine.moments import Float, Moments
+from fgq.refine.moments import Collector, Float, Moments
 from fgq.refine.pieces import Piece, Prefix, Replacement
 from fgq.refine.problem import solve
 from fgq.refine.reductions import conv_groups, input_rows, output_rows
@@ -138,7 +138,7 @@ def _observe(
     residual = _residual(layer, quantized, exact)
     weights = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis)
     C = conv_groups(layer)
-    parts = [Moments.zeros(C, weights.shape[0] // C, weights[0].size)] * 2
+    train, held_out = (Collector(C, weights.shape[0] // C, weights[0].size) for _ in range(2))
     rng = np.random.default_rng(0)
     limit = max(LEAST_POSITIONS, POSITIONS_PER_INPUT * weights[0].size) // len(exact.batches) + 1
     for index, (wanted, given) in enumerate(zip(exact.batches, quantized.batches, strict=True)):
@@ -152,11 +152,12 @@ def _observe(
         x = input_rows(layer, given[str(layer.activation.name)], picked)
         rows = output_rows(layer, y, picked)
         if len(exact.batches) == 1:  # every other position judges
-            return _Observed(parts[0].add(x[:, ::2], rows[:, ::2]), parts[1].add(x[:, 1::2], rows[:, 1::2]))
+            train.add(x[:, ::2], rows[:, ::2])
+            held_out.add(x[:, 1::2], rows[:, 1::2])
+            continue
         every = min(HELD_OUT_EVERY, len(exact.batches))
-        held = index % every == every - 1
-        parts[held] = parts[held].add(x, rows)
-    return _Observed(*parts)
+        (held_out if index % every == every - 1 else train).add(x, rows)
+    return _Observed(train.moments(), held_out.moments())
 
 
 def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:

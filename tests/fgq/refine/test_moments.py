@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fgq.refine.moments import Moments
+from fgq.refine.moments import Collector
 
 
 def data(C=2, R=50, K=5, M=3, seed=0):
@@ -14,13 +14,15 @@ def data(C=2, R=50, K=5, M=3, seed=0):
 
 
 def collected(x, y, cuts=(0, 7, 8, 50)):
-    moments = Moments.zeros(x.shape[0], y.shape[2], x.shape[2])
+    collector = Collector(x.shape[0], y.shape[2], x.shape[2])
     for start, stop in itertools.pairwise(cuts):
-        moments = moments.add(x[:, start:stop], y[:, start:stop])
-    return moments
+        collector.add(x[:, start:stop], y[:, start:stop])
+    return collector.moments()
 
 
-def test_errors_are_those_of_the_data():
+@pytest.mark.parametrize("together", [1, 10, 1000])
+def test_errors_are_those_of_the_data(monkeypatch, together):
+    monkeypatch.setattr("fgq.refine.moments._TOGETHER", together)
     x, y, weights = data()
     moments = collected(x, y)
     residue = y - np.einsum("cmk,crk->crm", weights, x)
@@ -45,8 +47,9 @@ def test_one_reduction_alone():
 
 
 def test_no_positions_have_no_error():
-    assert Moments.zeros(1, 2, 3).error(np.ones((1, 2, 3))).tolist() == [[0.0, 0.0]]
-    assert Moments.zeros(1, 2, 3).centred().mean_error(np.ones((1, 2, 3))).tolist() == [[0.0, 0.0]]
+    nothing = Collector(1, 2, 3).moments()
+    assert nothing.error(np.ones((1, 2, 3))).tolist() == [[0.0, 0.0]]
+    assert nothing.centred().mean_error(np.ones((1, 2, 3))).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])

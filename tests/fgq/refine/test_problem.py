@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from fgq.refine.moments import Moments
+from fgq.refine.moments import Collector
 from fgq.refine.problem import DAMPINGS, solve
 
 
 def collected(x, y):
-    return Moments.zeros(1, y.shape[1], x.shape[1]).add(
-        x[None].astype(np.float32), y[None].astype(np.float32)
-    )
+    collector = Collector(1, y.shape[1], x.shape[1])
+    collector.add(x[None].astype(np.float32), y[None].astype(np.float32))
+    return collector.moments()
 
 
 def inputs(R=400, K=6, seed=0):
@@ -75,7 +75,9 @@ def test_dead_and_equal_inputs_keep_what_the_data_do_not_tell():
 
 def test_without_any_inputs_the_weights_stay():
     weights = np.random.default_rng(5).standard_normal((2, 4, 3))
-    moments = Moments.zeros(2, 4, 3).add(np.zeros((2, 9, 3), np.float32), np.zeros((2, 9, 4), np.float32))
+    collector = Collector(2, 4, 3)
+    collector.add(np.zeros((2, 9, 3), np.float32), np.zeros((2, 9, 4), np.float32))
+    moments = collector.moments()
     for problem, expected in zip(solve(weights, moments, moments), weights, strict=True):
         np.testing.assert_array_equal(problem.target, expected)
         np.testing.assert_array_equal(problem.hessian, np.eye(3))
