@@ -8,8 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.kernels.elementwise import Add, Multiply, repeats
-from fgq.kernels.epilogue import QuantizedAdd
+from fgq.kernels.elementwise import Add, Multiply
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step
@@ -72,46 +71,34 @@ class BinaryStep(Step):
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
         (a, b), (one, other), made = arrays, self.operands, self.made
-        swapped = a.shape != out.shape
-        if swapped:  # the operand that is repeated comes second
-            a, b, one, other = b, a, other, one
-        if a.shape != out.shape or not repeats(b.shape, out.shape):
-            return _spread_first(arrays, out, self, threads)
-        if self.op_type == "Add":
-            return Add(a, b, out, self._addition(one, other, own_first=not swapped), threads)
-        factor = np.float32(one.quantizer.scale) * np.float32(other.quantizer.scale)
-        return Multiply(
+        if not _repeats(a.shape, b.shape, out.shape):
+            return self._written_out(arrays, out, threads)
+        return {"Add": Add, "Mul": Multiply}[self.op_type](
             a, b, out,
-            multiplier=float(factor / np.float32(made.quantizer.scale)),
+            scales=(one.quantizer.scale, other.quantizer.scale, made.quantizer.scale),
             zeros=(one.quantizer.zero_point, other.quantizer.zero_point, made.quantizer.zero_point),
-            lowest=made.lowest, highest=made.highest, threads=threads,
+            lowest=made.lowest, highest=made.highest, fused=not made.narrowed, threads=threads,
         )  # fmt: skip
 
-    def _addition(self, one: Quantized, other: Quantized, *, own_first: bool) -> QuantizedAdd:
-        return QuantizedAdd(
-            scale=one.quantizer.scale,
-            zero_point=one.quantizer.zero_point,
-            residual_scale=other.quantizer.scale,
-            residual_zero_point=other.quantizer.zero_point,
-            sum_scale=self.made.quantizer.scale,
-            sum_zero_point=self.made.quantizer.zero_point,
-            lowest=self.made.lowest,
-            highest=self.made.highest,
-            own_first=own_first,
-        )
+    def _written_out(self, arrays: Sequence[Array], out: Array, threads: int) -> Call:
+        """Return the call for shapes that repeat in some other way: operands are copied in full first."""
+        full = [np.empty(out.shape, np.uint8) for _ in arrays]
+        call = self.bind(full, out, np.empty(0, np.uint8), threads)
+
+        def run() -> None:
+            for whole, array in zip(full, arrays, strict=True):
+                np.copyto(whole, array)
+            call()
+
+        return run
 
 
-def _spread_first(arrays: Sequence[Array], out: Array, step: BinaryStep, threads: int) -> Call:
-    """Return the call for shapes that repeat in some other way: operands are written out in full first."""
-    full = [np.empty(out.shape, np.uint8) for _ in arrays]
-    call = step.bind(full, out, np.empty(0, np.uint8), threads)
-
-    def run() -> None:
-        for whole, array in zip(full, arrays, strict=True):
-            np.copyto(whole, array)
-        call()
-
-    return run
+def _repeats(one: tuple[int, ...], other: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Tell whether one operand is whole, and the other one too or the same for all pixels of an image."""
+    small = other if one == whole else one
+    if whole not in (one, other) or len(whole) < 2:
+        return one == other == whole
+    return small == whole or small == (whole[0], *(1 for _ in whole[1:-1]), whole[-1])
 
 
 def read_binary(node: ir.Node) -> BinaryStep | None:

@@ -40,11 +40,15 @@ class Requantization:
         Scale and zero point of the result.
     lowest, highest : int
         The integers that ReLU, Clip and the width of the result leave, within 0..255.
+    narrowed : bool
+        Whether a ReLU or Clip before the quantizer leaves fewer integers than the quantizer alone.
+        onnxruntime then computes the operator in float.
     """
 
     quantizer: Quantizer
     lowest: int
     highest: int
+    narrowed: bool = False
 
 
 def is_operator(node: ir.Node | None, *op_types: str) -> bool:
@@ -149,6 +153,7 @@ def _absorb_clip(
     for bound in bounds:
         low, high = (_quantize(end, quantizer) for end in bound)
         lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
+    narrowed = (lowest, highest) != (0, quantizer.highest)
     reader = sole_reader(value)
     if value.dtype != ir.DataType.INT8 and reader is not None and reader.op_type == "Clip":
         limits = clip_limits(reader)
@@ -156,7 +161,7 @@ def _absorb_clip(
             low, high = (int(min(max(end, 0), 255)) for end in limits)
             lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
             value = reader.outputs[0]
-    return value, Requantization(quantizer=quantizer, lowest=lowest, highest=highest)
+    return value, Requantization(quantizer=quantizer, lowest=lowest, highest=highest, narrowed=narrowed)
 
 
 def _quantize(bound: float, quantizer: Quantizer) -> int:

@@ -112,7 +112,7 @@ def _residuals(
     """Return the additions that layers can do by the way, by the layers' results."""
     residuals: dict[ir.Value, Residual] = {}
     for step in additions:
-        if step.op_type != "Add" or not step.same_shape:
+        if step.op_type != "Add" or not step.same_shape or step.made.narrowed:
             continue
         for first, (own, other) in ((True, step.operands), (False, step.operands[::-1])):
             layer = layers.get(own.source)
