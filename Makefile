@@ -57,11 +57,13 @@ accuracy: .venv/dev
 	$(PIP) --editable '.[report,peers]'
 	@touch $@
 
-# Some ten minutes, and meaningful only on a quiet machine.
+# Takes a good while, and is meaningful only on a quiet machine.
 bench: .venv/bench
 	@mkdir -p build
 	$(BIN)/fgq bench kernels --json build/bench.json
 	$(BIN)/python -P -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
+	$(BIN)/fgq bench model --json build/models.json
+	$(BIN)/python -P -m fgq.eval.bench.model_report build/models.json --out docs/benchmarks-models.md
 
 clean:
 	rm -rf .venv build
