@@ -75,7 +75,7 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
     for step in _float_steps(graph):
         if layers and step.result not in makers:
             makers[step.result] = step
-    opset = graph.opset_imports[""]
+    opset = graph.opset_imports.get("", 1)
     for node in graph:
         step = read_lookup(node, opset) or read_quantize(node)
         if step is not None and step.result not in makers and _pure(step.sources[0], makers):
