@@ -113,8 +113,16 @@ class Dequantize(Epilogue):
 
     def factors(self, outputs: int) -> NDArray[np.float32]:
         """See :class:`Epilogue`: the scales and behind them the shifts."""
-        pair = ("scale", self.scale), ("shift", np.float32(0) if self.shift is None else self.shift)
-        return np.concatenate([_per_output(name, given, outputs) for name, given in pair])
+        if outputs not in self._factors:
+            pair = ("scale", self.scale), ("shift", np.float32(0) if self.shift is None else self.shift)
+            joined = np.concatenate([_per_output(name, given, outputs) for name, given in pair])
+            self._factors[outputs] = joined
+        return self._factors[outputs]
+
+    @cached_property
+    def _factors(self) -> dict[int, NDArray[np.float32]]:
+        """By the number of outputs: joined once."""
+        return {}
 
     @cached_property
     def floats(self) -> NDArray[np.float32]:
@@ -245,7 +253,8 @@ def _per_output(name: str, given: ArrayLike, outputs: int) -> NDArray[np.float32
             f"{name}: found {factors.dtype}{list(factors.shape)}, wanted float32[{outputs}] or one float32"
         )
     if factors.shape == (outputs,):
-        return np.require(factors, requirements=["C", "W"])
+        whole = factors.flags.c_contiguous and factors.flags.writeable
+        return factors if whole else np.require(factors, requirements=["C", "W"])
     return np.full(outputs, factors, np.float32)
 
 
