@@ -292,7 +292,8 @@ def _softmax(tier: int) -> Any:
                 largest = max(largest, value)
             total = np.float32(0)
             for k in range(width):
-                value = np.float32(math.exp(y[first + k] - largest))
+                gap = y[first + k] - largest
+                value = np.float32(math.exp(gap) if gap >= _LEAST_EXPONENT else 0.0)
                 y[first + k] = value
                 total += value
             for k in range(width):
