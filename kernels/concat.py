@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
 from fgq.kernels.lookup import checked_table, looker
-from fgq.kernels.simd.isa import available, index_of
+from fgq.kernels.simd.emit import Emitter, emitted, i8
+from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
+from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 
 _PIECE = 1 << 14
@@ -93,7 +95,7 @@ class Concat:
 @cache
 def _mover(tier: int, same: bool) -> Any:
     """Return the function that moves rows of a part, through its table unless that changes nothing."""
-    look_up = looker(tier)
+    move_row = _copier(tier) if same else looker(tier)
 
     @jit
     def move(
@@ -107,10 +109,39 @@ def _mover(tier: int, same: bool) -> Any:
         y: NDArray[np.uint8],
     ) -> None:
         for row in range(begin, end):
-            source, target = row * size, row * width + place
-            if same:
-                y[target : target + size] = x[source : source + size]
-            else:
-                look_up(x, source, table, size, y, target)
+            move_row(x, row * size, table, size, y, row * width + place)
 
     return move
+
+
+@cache
+def _copier(tier: int) -> Any:
+    """Return a function that copies, called as those that look up."""
+    wide = INSTRUCTION_SETS[tier].width > 0
+
+    @jit
+    def copy(
+        x: NDArray[np.uint8],
+        x_place: int,
+        table: NDArray[np.uint8],
+        count: int,
+        y: NDArray[np.uint8],
+        y_place: int,
+    ) -> None:
+        if wide:
+            _emit_copy(tier, x, x_place, count, y, y_place)
+        else:
+            for k in range(count):
+                y[y_place + k] = x[x_place + k]
+
+    return copy
+
+
+@emitted
+def _emit_copy(e: Emitter, x: Any, x_place: Any, count: Any, y: Any, y_place: Any) -> None:
+    source, target = x + x_place, y + y_place
+
+    def do(k: Any, _: int, some: Any) -> None:
+        store(e, target + k, load(e, source + k, some, i8), some)
+
+    each_vector(e, count, e.lanes(i8), do, together=1)

@@ -27,6 +27,7 @@ from fgq.kernels._jit import jit
 from fgq.kernels.epilogue import QuantizedAdd
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
+from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 
 _ADD, _MULTIPLY, _PLAIN_ADD, _PLAIN_MULTIPLY = range(4)
@@ -244,28 +245,20 @@ def _emit_pairs(
     low, high = (e.filled(end, i32) for end in ends)
     low_bytes, high_bytes = (e.filled(end.signed(i8), i8) for end in ends)
 
-    def computed(k: Any, some: Any = None) -> Value:
-        one, two = (
-            (e.load(x + k, i8, lanes) if some is None else e.load_first(x + k, some, i8, lanes))
-            .unsigned(i32)
-            .signed(f32)
-            for x in (a, b)
-        )
-        return _result(e, kind, one, two, factors)
+    def real(pointer: Any, some: Any) -> Value:
+        return load(e, pointer, some, i8, lanes).unsigned(i32).signed(f32)
 
-    def clipped(value: Value) -> Value:
-        return e.smaller(e.larger(value, low), high).signed(i8)
+    def do(k: Any, vectors: int, some: Any) -> None:
+        places = [k + v * lanes for v in range(vectors)]
+        results = [_result(e, kind, real(a + at, some), real(b + at, some), factors) for at in places]
+        if vectors == 4:
+            packed = e.packed(results)  # which saturates
+            packed = e.call(f"llvm.umax.v{4 * lanes}i8", packed.type, packed, low_bytes)
+            e.store(y + k, e.call(f"llvm.umin.v{4 * lanes}i8", packed.type, packed, high_bytes))
+        else:
+            store(e, y + k, e.smaller(e.larger(results[0], low), high).signed(i8), some)
 
-    most = count - (count & (4 * lanes - 1))
-    whole = count - (count & (lanes - 1))
-    for k in e.range(0, most, 4 * lanes):
-        packed = e.packed([computed(k + i * lanes) for i in range(4)])  # which saturates
-        packed = e.call(f"llvm.umax.v{4 * lanes}i8", packed.type, packed, low_bytes)
-        e.store(y + k, e.call(f"llvm.umin.v{4 * lanes}i8", packed.type, packed, high_bytes))
-    for k in e.range(most, whole, lanes):
-        e.store(y + k, clipped(computed(k)))
-    with e.when(whole < count):
-        e.store_first(y + whole, clipped(computed(whole, count - whole)), count - whole)
+    each_vector(e, count, lanes, do)
 
 
 def _result(e: Emitter, kind: int, a: Value, b: Value, factors: list[Value]) -> Value:

@@ -20,6 +20,7 @@ from fgq.errors import KernelError
 from fgq.kernels._jit import jit
 from fgq.kernels.simd.emit import Emitter, Value, emitted, i8
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
+from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 
 _PIECE = 1 << 14
@@ -160,15 +161,13 @@ def looker(tier: int) -> Any:
 
 @emitted
 def _emit_look_up(e: Emitter, x: Any, x_place: Any, table: Any, count: Any, y: Any, y_place: Any) -> None:
-    lanes = e.lanes(i8)
     find = _permuting(e, table) if e.isa.has("avx512vbmi") else _shuffling(e, table)
     source, target = x + x_place, y + y_place
-    whole = count - (count & (lanes - 1))
-    for k in e.range(0, whole, lanes):
-        e.store(target + k, find(e.load(source + k, i8)))
-    with e.when(whole < count):
-        rest = count - whole
-        e.store_first(target + whole, find(e.load_first(source + whole, rest, i8)), rest)
+
+    def do(k: Any, _: int, count: Any) -> None:
+        store(e, target + k, find(load(e, source + k, count, i8)), count)
+
+    each_vector(e, count, e.lanes(i8), do, together=1)
 
 
 def _permuting(e: Emitter, table: Any) -> Callable[[Value], Value]:

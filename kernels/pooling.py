@@ -13,7 +13,6 @@ channels, which lie next to each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,6 +24,7 @@ from fgq.kernels._jit import jit
 from fgq.kernels.epilogue import Requantize
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i16, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
+from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 from fgq.kernels.window import Window
 
@@ -245,18 +245,6 @@ def _max_pooler(tier: int) -> Any:
     return pool
 
 
-def _each_vector(e: Emitter, channels: Any, lanes: int, do: Callable[[Any, int, Any], None]) -> None:
-    """Emit ``do(c, vectors, count)``: 4 vectors at a time, then one, then the first `count` lanes of one."""
-    most = channels - (channels & (4 * lanes - 1))
-    whole = channels - (channels & (lanes - 1))
-    for c in e.range(0, most, 4 * lanes):
-        do(c, 4, None)
-    for c in e.range(most, whole, lanes):
-        do(c, 1, None)
-    with e.when(whole < channels):
-        do(whole, 1, channels - whole)
-
-
 @emitted
 def _emit_largest(
     e: Emitter, x: Any, source: Any, below: Any, aside: Any, rows: Any, columns: Any,
@@ -271,15 +259,12 @@ def _emit_largest(
             for j in e.range(0, columns):
                 tap = x + (source + i * below + j * aside + c)
                 for v, held in enumerate(best):
-                    value = e.load(tap + v * lanes, i8) if count is None else e.load_first(tap, count, i8)
+                    value = load(e, tap + v * lanes, count, i8)
                     held.value = e.call(larger, value.type, held.value, value)
         for v, held in enumerate(best):
-            if count is None:
-                e.store(y + (place + c + v * lanes), held)
-            else:
-                e.store_first(y + (place + c), held, count)
+            store(e, y + (place + c + v * lanes), held, count)
 
-    _each_vector(e, channels, lanes, do)
+    each_vector(e, channels, lanes, do)
 
 
 @cache
@@ -330,9 +315,8 @@ def _emit_mean(
     x_zero, x_scale, y_scale, y_zero, low, high = (e.load_spread(floats + 4 * i, f32) for i in range(6))
     divisors = e.filled(divisor, f32)
 
-    def load(pointer: Any, count: Any) -> Value:
-        taps = e.load(pointer, i8, lanes) if count is None else e.load_first(pointer, count, i8, lanes)
-        return (taps.unsigned(i32).signed(f32) - x_zero) * x_scale
+    def real(pointer: Any, count: Any) -> Value:
+        return (load(e, pointer, count, i8, lanes).unsigned(i32).signed(f32) - x_zero) * x_scale
 
     def do(c: Any, vectors: int, count: Any) -> None:
         totals = [e.variable(e.zeros(f32)) for _ in range(vectors)]
@@ -340,18 +324,15 @@ def _emit_mean(
             for j in e.range(0, columns):
                 tap = x + (source + i * below + j * aside + c)
                 for v, total in enumerate(totals):
-                    total += load(tap + v * lanes, count)
+                    total += real(tap + v * lanes, count)
         means = [
             e.whole(e.smaller(e.larger(total.value / divisors / y_scale + y_zero, low), high)).signed(i8)
             for total in totals
         ]
         for v, mean in enumerate(means):
-            if count is None:
-                e.store(y + (place + c + v * lanes), mean)
-            else:
-                e.store_first(y + (place + c), mean, count)
+            store(e, y + (place + c + v * lanes), mean, count)
 
-    _each_vector(e, channels, lanes, do)
+    each_vector(e, channels, lanes, do)
 
 
 @cache
@@ -412,18 +393,13 @@ def _emit_global_mean(
             for pixel in e.range(first, until):
                 start = x + (source + pixel * channels + c)
                 for v, total in enumerate(sums):
-                    at = start + v * lanes
-                    taps = e.load(at, i8, lanes) if some is None else e.load_first(at, some, i8, lanes)
-                    total += taps.unsigned(i16)
+                    total += load(e, start + v * lanes, some, i8, lanes).unsigned(i16)
             for v, total in enumerate(sums):
                 for half in range(2):
                     totals[2 * v + half] += total.value.part(half, 2).unsigned(i32)
         means = [finish(total.value) for total in totals]
         for v in range(vectors):
             mean = means[2 * v].joined(means[2 * v + 1])
-            if some is None:
-                e.store(y + (place + c + v * lanes), mean)
-            else:
-                e.store_first(y + (place + c), mean, some)
+            store(e, y + (place + c + v * lanes), mean, some)
 
-    _each_vector(e, count, lanes, do)
+    each_vector(e, count, lanes, do)

@@ -1,13 +1,16 @@
 """The float operators between the matrix products of a transformer: softmax, layer normalization, GELU.
 
-    softmax:     y = exp(v - max v) / sum exp(v - max v)  over the last axis,  v = x * scale + mask
-    layer norm:  y = (x - mean) / sqrt(variance + epsilon) * weight + bias     over the last axis
-    GELU:        y = 0.5 x (1 + erf(x / sqrt 2))
+    softmax      y = exp(v - max v) / sum exp(v - max v)  over the last axis,  v = x * scale + mask
+    layer norm   y = (v - mean) / sqrt(variance + epsilon) * weight + bias  over the last axis,  v = x + added
+    GELU         y = x / 2 * (1 + erf(x / sqrt 2))
+                 or  x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x**3)))
 
-exp is 2**n * p(r) with r = x - n ln 2 and the Taylor polynomial p of degree 7, |r| <= ln 2 / 2: its remainder
-is below 6e-9, so that it is good to rounding. Below -87 it is 0, not a denormal: products of those are slow.
-erf is z * P(z**2) / Q(z**2) for |z| <= 4, beyond which it is 1 to rounding; the coefficients are those of XLA
-(ErfImpl32) and Eigen, good to 3e-7. GELU may be quantized by the way, as QuantizeLinear does it.
+in float32 (Hendrycks and Gimpel, Gaussian error linear units, 2016, section 2, has both forms of the last). A
+result may be quantized by the way, as QuantizeLinear does it: a row goes from the cache into bytes.
+
+Against float64, softmax is good to 4e-7 of each result where the differences v - max v are exact (as float32
+they round, which for v of 20 is up to 1e-6), layer normalization to 1e-6 for results of usual size, GELU to
+3e-7 of x. :mod:`fgq.kernels.simd.functions` has exp and the rest.
 """
 
 from __future__ import annotations
@@ -19,121 +22,100 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
-from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
+from fgq.kernels.driver import held
+from fgq.kernels.epilogue import Requantize
+from fgq.kernels.rounding import rounder, rounding, rounding_tier, store_activations
+from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i64
+from fgq.kernels.simd.functions import LEAST_EXPONENT, exp, gelu_by_erf, gelu_by_tanh, reduced, total_of
+from fgq.kernels.simd.isa import INSTRUCTION_SETS
+from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 
-_ROWS = 16
-"""Rows that a thread takes at a time."""
-
 _PIECE = 1 << 13
-"""Elements that a thread takes at a time where there are no rows."""
+"""Elements that a thread takes at a time, roughly."""
 
-_NO_MASK = np.zeros(1, np.float32)
+_WIDTH = 1 << 10
+"""Elements in a row, if there are no rows."""
+
+_TOGETHER = 8
+"""Rows that are taken through a step together: the sum over one is waited for while others are summed up."""
+
+_STAGE = 1 << 12
+"""Elements that may be between two steps, in the nearest cache."""
+
+_NOTHING = np.empty(0, np.float32)
 
 
-class Softmax:
+class _Rows:
+    """Rows of real values, each made in one go and quantized if `y` holds bytes."""
+
+    def __init__(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32] | NDArray[np.uint8],
+        width: int,
+        y_scale: float,
+        y_zero: int,
+        lowest: int,
+        highest: int,
+        threads: int,
+    ) -> None:
+        if x.dtype != np.float32 or y.dtype not in (np.float32, np.uint8) or x.shape != y.shape:
+            raise KernelError(
+                f"transformer: found {x.dtype}{list(x.shape)} for {y.dtype}{list(y.shape)}, "
+                "wanted float32 for float32 or uint8 of one shape"
+            )
+        Requantize(np.float32(y_scale), y_zero, lowest, highest)  # checks the range
+        self._x, self._y, self._width = x.reshape(-1), y.reshape(-1), width
+        self._rows, self._threads = -(-x.size // max(width, 1)), threads
+        self._together = min(max(_STAGE // max(width, 1), 1), _TOGETHER)
+        self._each = max(_PIECE // max(width, 1) // self._together, 1) * self._together
+        self._scale, self._numbers = np.float32(y_scale), np.array([y_zero, lowest, highest], np.int64)
+        self._quantized = y.dtype == np.uint8
+        self._tier = rounding_tier(y_scale)
+
+    def __call__(self) -> None:
+        """Compute from what the arrays now hold."""
+        # a stage of rows, and two numbers for each of them
+        scratch = held.borrow(self._threads, 4 * self._together * (self._width + 2)).view(np.float32)
+
+        def work(thread: int, begin: int, end: int) -> None:
+            self._run(begin * self._each, min(end * self._each, self._rows), scratch[thread])
+
+        if self._threads == 1:
+            self._run(0, self._rows, scratch[0])
+        else:
+            spread(-(-self._rows // self._each), self._threads, work)
+
+    def _run(self, begin: int, end: int, scratch: NDArray[np.float32]) -> None:
+        raise NotImplementedError
+
+
+class Softmax(_Rows):
     """Softmax over the last axis.
-
-    Parameters
-    ----------
-    x, y : ndarray of float32, one shape
-        What is read and written by each call, C order.
-    scale : float
-        What `x` is multiplied by before.
-    mask : ndarray of float32, optional
-        Added then; broadcast against `x`, except along the last axis.
-    threads : int
-        How many threads to use.
-    """
-
-    def __init__(
-        self,
-        x: NDArray[np.float32],
-        y: NDArray[np.float32],
-        *,
-        scale: float = 1.0,
-        mask: NDArray[np.float32] | None = None,
-        threads: int = 1,
-    ) -> None:
-        self._width = x.shape[-1]
-        self._rows = x.size // max(self._width, 1)
-        self._x, self._y, self._scale = x.reshape(-1), y.reshape(-1), np.float32(scale)
-        self._mask = _NO_MASK if mask is None else mask.reshape(-1)
-        # where the row of the mask begins that belongs to each row of x
-        self._places = np.full(self._rows, -1, np.int64)
-        if mask is not None:
-            places = np.arange(mask.size // self._width).reshape(mask.shape[:-1]) * self._width
-            self._places = np.ascontiguousarray(np.broadcast_to(places, x.shape[:-1])).reshape(-1)
-        self._threads = threads
-
-    def __call__(self) -> None:
-        """Compute from what `x` and `mask` now hold."""
-        spread(-(-self._rows // _ROWS), self._threads, self._work)
-
-    def _work(self, _thread: int, begin: int, end: int) -> None:
-        _softmax(index_of(available()[0]))(
-            self._x, self._scale, self._mask, self._places, self._width,
-            begin * _ROWS, min(end * _ROWS, self._rows), self._y,
-        )  # fmt: skip
-
-
-class LayerNorm:
-    """Layer normalization over the last axis.
-
-    Parameters
-    ----------
-    x, y : ndarray of float32, one shape
-        What is read and written by each call, C order.
-    weight, bias : ndarray of float32, shape (width,)
-        Of the last axis.
-    epsilon : float
-        Added to the variance.
-    threads : int
-        How many threads to use.
-    """
-
-    def __init__(
-        self,
-        x: NDArray[np.float32],
-        y: NDArray[np.float32],
-        weight: NDArray[np.float32],
-        bias: NDArray[np.float32],
-        epsilon: float,
-        threads: int = 1,
-    ) -> None:
-        self._width, self._rows = weight.size, x.size // weight.size
-        self._x, self._y = x.reshape(-1), y.reshape(-1)
-        self._weight, self._bias = (np.require(a, requirements=["C", "W"]) for a in (weight, bias))
-        self._epsilon, self._threads = np.float32(epsilon), threads
-
-    def __call__(self) -> None:
-        """Normalize what `x` now holds."""
-        spread(-(-self._rows // _ROWS), self._threads, self._work)
-
-    def _work(self, _thread: int, begin: int, end: int) -> None:
-        _layer_norm(index_of(available()[0]))(
-            self._x, self._weight, self._bias, self._epsilon,
-            begin * _ROWS, min(end * _ROWS, self._rows), self._y,
-        )  # fmt: skip
-
-
-class Gelu:
-    """GELU, and what quantizes it.
 
     Parameters
     ----------
     x : ndarray of float32
         What each call reads, C order.
-    y : ndarray of float32 or uint8, of the size of `x`
+    y : ndarray of float32 or uint8, shape of `x`
         What it writes.
-    scale, zero_point : float, int
-        Quantizer of a uint8 result.
-    lowest, highest : int
-        Its range.
+    scale : float
+        What `x` is multiplied by before.
+    mask : ndarray of float32, optional
+        Added then; broadcasts against `x`, but is as wide along the last axis. Read by each call. A row that
+        is -inf throughout becomes NaN.
+    y_scale, y_zero, lowest, highest : float, int
+        Quantizer of a uint8 result, and its range.
     threads : int
         How many threads to use.
+
+    Raises
+    ------
+    KernelError
+        If arrays or numbers do not fit.
     """
 
     def __init__(
@@ -142,336 +124,433 @@ class Gelu:
         y: NDArray[np.float32] | NDArray[np.uint8],
         *,
         scale: float = 1.0,
-        zero_point: int = 0,
+        mask: NDArray[np.float32] | None = None,
+        y_scale: float = 1.0,
+        y_zero: int = 0,
         lowest: int = 0,
         highest: int = 255,
         threads: int = 1,
     ) -> None:
-        self._x, self._y = x.reshape(-1), y.reshape(-1)
-        self._scale = np.float32(scale)
-        self._numbers = np.array([zero_point, lowest - zero_point, highest - zero_point], np.int64)
-        self._pieces, self._threads = -(-x.size // _PIECE), threads
+        super().__init__(x, y, x.shape[-1], y_scale, y_zero, lowest, highest, threads)
+        self._factor, self._mask = np.float32(scale), _NOTHING
+        # where the row of the mask begins that belongs to each row of x
+        self._places = np.full(self._rows, -1, np.int64)
+        if mask is not None:
+            try:
+                places = np.arange(mask.size // self._width).reshape(mask.shape[:-1]) * self._width
+                places = np.broadcast_to(places, x.shape[:-1])
+            except ValueError:
+                raise KernelError(
+                    f"mask: found {list(mask.shape)} for {list(x.shape)}, wanted what broadcasts, as wide"
+                ) from None
+            self._places, self._mask = np.ascontiguousarray(places).reshape(-1), mask.reshape(-1)
+        self._compute = _softmax(self._tier, self._quantized)
 
-    def __call__(self) -> None:
-        """Compute from what `x` now holds."""
-        spread(self._pieces, self._threads, self._work)
-
-    def _work(self, _thread: int, begin: int, end: int) -> None:
-        tier, end = index_of(available()[0]), min(end * _PIECE, self._x.size)
-        if self._y.dtype == np.uint8:
-            _quantized_gelu(tier)(self._x, self._scale, self._numbers, begin * _PIECE, end, self._y)
-        else:
-            _gelu(tier)(self._x, begin * _PIECE, end, self._y)
-
-
-# Vectors of real values
-
-_LOG2_E = math.log2(math.e)
-_LN2_HIGH = 0.693359375  # few bits: its products with whole numbers are exact
-_LN2_LOW = math.log(2) - _LN2_HIGH
-_LEAST_EXPONENT = -87.0
-_TAYLOR = [1 / math.factorial(k) for k in range(7, -1, -1)]
-_ERF_ABOVE = [
-    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
-]  # fmt: skip
-_ERF_BELOW = [
-    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03,
-    -1.42647390514189e-02,
-]  # fmt: skip
+    def _run(self, begin: int, end: int, scratch: NDArray[np.float32]) -> None:
+        self._compute(
+            self._x, self._factor, self._mask, self._places, self._width, self._together, begin, end,
+            scratch, self._scale, self._numbers, self._y,
+        )  # fmt: skip
 
 
-def _exp(e: Emitter, x: Value) -> Value:
-    """Emit exp(x) for x <= 0."""
+class LayerNorm(_Rows):
+    """Layer normalization over the last axis.
 
-    def fill(number: float) -> Value:
-        return e.filled(float(np.float32(number)), f32, x.lanes)
+    Parameters
+    ----------
+    x : ndarray of float32
+        What each call reads, C order.
+    y : ndarray of float32 or uint8, shape of `x`
+        What it writes.
+    weight, bias : ndarray of float32, shape (width,)
+        Of the last axis.
+    epsilon : float
+        Added to the variance.
+    threads : int
+        How many threads to use.
+    added : ndarray of float32, shape of `x`, optional
+        Added to `x` before.
+    total : ndarray of float32, shape of `x`, optional
+        Where that sum is written, too. It may be `x` or `added`.
+    y_scale, y_zero, lowest, highest : float, int
+        Quantizer of a uint8 result, and its range.
 
-    kept = e.larger(x, fill(_LEAST_EXPONENT))
-    whole = e.whole(kept * fill(_LOG2_E))
-    n = whole.signed(f32)
-    rest = e.fused(n, fill(-_LN2_LOW), e.fused(n, fill(-_LN2_HIGH), kept))
-    value = fill(_TAYLOR[0])
-    for factor in _TAYLOR[1:]:
-        value = e.fused(value, rest, fill(factor))
-    power = ((whole + 127) << 23).bits_as(f32)
-    return e.choose(x < fill(_LEAST_EXPONENT), fill(0.0), value * power)
+    Raises
+    ------
+    KernelError
+        If arrays or numbers do not fit.
+    """
+
+    def __init__(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32] | NDArray[np.uint8],
+        weight: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        epsilon: float,
+        threads: int = 1,
+        *,
+        added: NDArray[np.float32] | None = None,
+        total: NDArray[np.float32] | None = None,
+        y_scale: float = 1.0,
+        y_zero: int = 0,
+        lowest: int = 0,
+        highest: int = 255,
+    ) -> None:
+        super().__init__(x, y, x.shape[-1], y_scale, y_zero, lowest, highest, threads)
+        for name, array, shape in (
+            ("weight", weight, x.shape[-1:]), ("bias", bias, x.shape[-1:]),
+            ("added", added, x.shape), ("total", total, x.shape),
+        ):  # fmt: skip
+            if array is not None and (array.dtype != np.float32 or array.shape != shape):
+                raise KernelError(
+                    f"{name}: found {array.dtype}{list(array.shape)}, wanted float32{list(shape)}"
+                )
+        if added is None and total is not None:
+            raise KernelError("total: found no array to be added, wanted one")
+        self._weight, self._bias = (np.require(a, requirements=["C", "W"]) for a in (weight, bias))
+        self._epsilon = np.float32(epsilon)
+        self._added, self._total = (_NOTHING if a is None else a.reshape(-1) for a in (added, total))
+        self._compute = _layer_norm(
+            self._tier, self._quantized, added=added is not None, kept=total is not None
+        )
+
+    def _run(self, begin: int, end: int, scratch: NDArray[np.float32]) -> None:
+        self._compute(
+            self._x, self._added, self._total, self._weight, self._bias, self._epsilon,
+            self._together, begin, end, scratch, self._scale, self._numbers, self._y,
+        )  # fmt: skip
 
 
-def _gelu_of(e: Emitter, x: Value) -> Value:
+class Gelu(_Rows):
+    """GELU of each element.
 
-    def fill(number: float) -> Value:
-        return e.filled(float(np.float32(number)), f32, x.lanes)
+    Parameters
+    ----------
+    x : ndarray of float32
+        What each call reads, C order.
+    y : ndarray of float32 or uint8, shape of `x`
+        What it writes.
+    tanh : bool
+        Whether to compute the form with tanh (ONNX Gelu, ``approximate="tanh"``), not that with erf.
+    y_scale, y_zero, lowest, highest : float, int
+        Quantizer of a uint8 result, and its range.
+    threads : int
+        How many threads to use.
 
-    def polynomial(factors: list[float], square: Value) -> Value:
-        value = fill(factors[0])
-        for factor in factors[1:]:
-            value = e.fused(value, square, fill(factor))
-        return value
+    Raises
+    ------
+    KernelError
+        If arrays or numbers do not fit.
+    """
 
-    z = e.smaller(e.larger(x * fill(math.sqrt(0.5)), fill(-4.0)), fill(4.0))
-    square = z * z
-    erf = z * polynomial(_ERF_ABOVE, square) / polynomial(_ERF_BELOW, square)
-    half = x * fill(0.5)
-    return e.fused(half, erf, half)
+    def __init__(
+        self,
+        x: NDArray[np.float32],
+        y: NDArray[np.float32] | NDArray[np.uint8],
+        *,
+        tanh: bool = False,
+        y_scale: float = 1.0,
+        y_zero: int = 0,
+        lowest: int = 0,
+        highest: int = 255,
+        threads: int = 1,
+    ) -> None:
+        super().__init__(x, y, _WIDTH, y_scale, y_zero, lowest, highest, threads)
+        self._compute = _gelu(self._tier, self._quantized, tanh)
 
-
-def _sum(one: Value, other: Value) -> Value:
-    total: Value = one + other
-    return total
-
-
-def _total(e: Emitter, value: Value, join: Any) -> Value:
-    """Join the lanes of a vector into one number."""
-    lanes = value.lanes
-    while lanes > 1:
-        lanes //= 2
-        value = join(value.shuffled(range(lanes)), value.shuffled(range(lanes, 2 * lanes)))
-    return value.lane(0)
+    def _run(self, begin: int, end: int, scratch: NDArray[np.float32]) -> None:
+        self._compute(self._x, self._width, begin, end, scratch, self._scale, self._numbers, self._y)
 
 
-class _Row:
-    """Goes over one row in whole vectors and a rest."""
+class _Result:
+    """Where a row goes: floats as they are, or rounded to bytes."""
 
-    def __init__(self, e: Emitter, width: Any) -> None:
-        self.e, self.lanes, self.width = e, e.lanes(f32), width
-        self.whole = width - width % self.lanes
+    def __init__(self, e: Emitter, y: Any, quantized: bool, scale: Any, numbers: Any) -> None:
+        self._e, self._y, self._rounded = e, y, None
+        if quantized:
+            self._rounded = rounding(e, scale, *(e.load_number(numbers + 8 * i, i64) for i in range(3)))
 
-    def each(self, do: Any) -> None:
-        """Emit ``do(k, count)``; `count` is None for whole vectors."""
-        for k in self.e.range(0, self.whole, self.lanes):
-            do(k, None)
-        with self.e.when(self.whole < self.width):
-            do(self.whole, self.width - self.whole)
-
-    def load(self, pointer: Any, k: Any, count: Any) -> Value:
-        e = self.e
-        at = pointer + k * 4
-        return e.load(at, f32, self.lanes) if count is None else e.load_first(at, count, f32, self.lanes)
-
-    def store(self, pointer: Any, k: Any, value: Value, count: Any) -> None:
-        if count is None:
-            self.e.store(pointer + k * 4, value)
-        else:
-            self.e.store_first(pointer + k * 4, value, count)
-
-    def within(self, value: Value, count: Any, other: float) -> Value:
-        """Put `other` into the lanes behind a row."""
-        if count is None:
-            return value
-        return self.e.choose(self.e.first(count, self.lanes), value, self.e.filled(other, f32))
+    def store(self, place: Any, values: list[Value], count: Any) -> None:
+        """Store the vectors that begin with element `place`."""
+        if self._rounded is not None:
+            whole = [self._rounded(value) for value in values]
+            store_activations(self._e, self._y + place, whole, count)
+            return
+        for v, value in enumerate(values):
+            store(self._e, self._y + (place + v * value.lanes) * 4, value, count)
 
 
 @cache
-def _softmax(tier: int) -> Any:
-    """Return the function that does rows, for an instruction set."""
-    wide = INSTRUCTION_SETS[tier].width > 0
+def _softmax(tier: int, quantized: bool) -> Any:
+    """Return the function that does rows, `together` of them in each step, for an instruction set."""
+    wide, quantize = INSTRUCTION_SETS[tier].width > 0, rounder(tier)
 
     @jit
     def softmax(
         x: NDArray[np.float32],
-        scale: np.float32,
+        factor: np.float32,
         mask: NDArray[np.float32],
         places: NDArray[np.int64],
         width: int,
+        together: int,
         begin: int,
         end: int,
-        y: NDArray[np.float32],
+        scratch: NDArray[np.float32],
+        scale: np.float32,
+        numbers: NDArray[np.int64],
+        y: Any,
     ) -> None:
+        if wide:
+            for row in range(begin, end, together):
+                rows = min(together, end - row)
+                _emit_softmax(
+                    tier, quantized, x, factor, mask, places, width, row, rows, scratch, scale, numbers, y
+                )
+            return
         for row in range(begin, end):
             first, place = row * width, places[row]
-            if wide:
-                _emit_softmax(tier, x, first, scale, mask, place, width, y)
-                continue
             largest = np.float32(-np.inf)
             for k in range(width):
-                value = x[first + k] * scale
+                scratch[k] = x[first + k] * factor
                 if place >= 0:
-                    value += mask[place + k]
-                y[first + k] = value
-                largest = max(largest, value)
-            total = np.float32(0)
+                    scratch[k] += mask[place + k]
+                largest = max(largest, scratch[k])
+            total = 0.0
             for k in range(width):
-                gap = y[first + k] - largest
-                value = np.float32(math.exp(gap) if gap >= _LEAST_EXPONENT else 0.0)
-                y[first + k] = value
-                total += value
+                value = scratch[k] - largest
+                scratch[k] = np.float32(0 if value < LEAST_EXPONENT else math.exp(value))
+                total += scratch[k]
             for k in range(width):
-                y[first + k] /= total
+                scratch[k] = np.float32(scratch[k] / total)
+            if quantized:
+                quantize(scratch, 0, width, scale, numbers, y, first)
+            else:
+                y[first : first + width] = scratch[:width]
 
     return softmax
 
 
 @emitted
 def _emit_softmax(
-    e: Emitter, x: Any, first: Any, scale: Any, mask: Any, place: Any, width: Any, y: Any
-) -> None:
-    row, factor = _Row(e, width), e.filled(scale, f32)
-    source, out, added = x + first * 4, y + first * 4, mask + place * 4
-    best = e.variable(e.filled(-np.inf, f32))
+    e: Emitter, quantized: Any, x: Any, factor: Any, mask: Any, places: Any, width: Any, row: Any, rows: Any,
+    scratch: Any, scale: Any, numbers: Any, y: Any,
+) -> None:  # fmt: skip
+    lanes, factors = e.lanes(f32), e.filled(factor, f32)
+    found, made = scratch, scratch + rows * 4  # a number for each row; the rows themselves
+    result = _Result(e, y, quantized, scale, numbers)
+    if not quantized:
+        made = y + row * width * 4
 
-    def scaled(k: Any, count: Any) -> None:
-        value = row.load(source, k, count) * factor
-        best.value = e.larger(best.value, row.within(value, count, -np.inf))
-        row.store(out, k, value, count)
+    def within(value: Value, count: Any, other: float) -> Value:
+        """Put `other` into the lanes behind a row."""
+        return value if count is None else e.choose(e.first(count, lanes), value, e.filled(other, f32))
 
-    def masked(k: Any, count: Any) -> None:
-        value = row.load(source, k, count) * factor + row.load(added, k, count)
-        best.value = e.larger(best.value, row.within(value, count, -np.inf))
-        row.store(out, k, value, count)
+    def each(r: Value, do: Any) -> None:
+        """Emit ``do(v, k, value, count)`` for the vectors of a row, which `do` gets scaled and masked."""
+        source = x + (row + r) * width * 4
+        place = e.load_number(places + (row + r) * 8, i64)
 
-    with e.when(place < 0):
-        row.each(scaled)
-    with e.when(place >= 0):
-        row.each(masked)
-    largest = e.filled(_total(e, best.value, e.larger), f32)
-    total = e.variable(e.filled(0, f32))
+        def step(k: Any, vectors: int, count: Any, *, masked: bool) -> None:
+            for v in range(vectors):
+                at = (k + v * lanes) * 4
+                value = load(e, source + at, count, f32)
+                if masked:
+                    value = e.fused(value, factors, load(e, mask + (place * 4 + at), count, f32))
+                else:
+                    value = value * factors
+                do(v, at, value, count)
 
-    def raised(k: Any, count: Any) -> None:
-        value = _exp(e, row.load(out, k, count) - largest)
-        total.value = total.value + row.within(value, count, 0.0)
-        row.store(out, k, value, count)
+        with e.when(place < 0):
+            each_vector(e, width, lanes, lambda *at: step(*at, masked=False))
+        with e.when(place >= 0):
+            each_vector(e, width, lanes, lambda *at: step(*at, masked=True))
 
-    row.each(raised)
-    inverse = e.filled(1, f32) / e.filled(_total(e, total.value, _sum), f32)
-    row.each(lambda k, count: row.store(out, k, row.load(out, k, count) * inverse, count))
+    for r in e.range(0, rows):
+        best = [e.variable(e.filled(-np.inf, f32)) for _ in range(4)]
+
+        def largest(v: int, at: Any, value: Value, count: Any) -> None:
+            best[v].value = e.larger(within(value, count, -np.inf), best[v].value)  # noqa: B023
+
+        each(r, largest)
+        e.store(found + r * 4, reduced(best, e.larger))
+    for r in e.range(0, rows):
+        sums = [e.variable(e.zeros(f32)) for _ in range(4)]
+        most, line = e.load_spread(found + r * 4, f32), made + r * width * 4
+
+        def raised(v: int, at: Any, value: Value, count: Any) -> None:
+            power = exp(value - most)  # noqa: B023
+            sums[v] += within(power, count, 0.0)  # noqa: B023
+            store(e, line + at, power, count)  # noqa: B023
+
+        each(r, raised)
+        e.store(found + r * 4, e.number(1.0, f32) / reduced(sums, total_of))
+    for r in e.range(0, rows):
+        inverse, line = e.load_spread(found + r * 4, f32), made + r * width * 4
+
+        def divided(k: Any, vectors: int, count: Any) -> None:
+            powers = [load(e, line + (k + v * lanes) * 4, count, f32) for v in range(vectors)]  # noqa: B023
+            result.store((row + r) * width + k, [power * inverse for power in powers], count)  # noqa: B023
+
+        each_vector(e, width, lanes, divided)
 
 
 @cache
-def _layer_norm(tier: int) -> Any:
-    """Return the function that does rows, for an instruction set."""
-    wide = INSTRUCTION_SETS[tier].width > 0
+def _layer_norm(tier: int, quantized: bool, added: bool, kept: bool) -> Any:
+    """Return the function that does rows, `together` of them in each step, for an instruction set."""
+    wide, quantize = INSTRUCTION_SETS[tier].width > 0, rounder(tier)
 
     @jit
     def layer_norm(
         x: NDArray[np.float32],
+        other: NDArray[np.float32],
+        total: NDArray[np.float32],
         weight: NDArray[np.float32],
         bias: NDArray[np.float32],
         epsilon: np.float32,
+        together: int,
         begin: int,
         end: int,
-        y: NDArray[np.float32],
+        scratch: NDArray[np.float32],
+        scale: np.float32,
+        numbers: NDArray[np.int64],
+        y: Any,
     ) -> None:
         width = weight.size
+        size = np.float32(width)
+        if wide:
+            for row in range(begin, end, together):
+                rows = min(together, end - row)
+                _emit_layer_norm(
+                    tier, quantized, added, kept, x, other, total, weight, bias, epsilon, size, width,
+                    row, rows, scratch, scale, numbers, y,
+                )  # fmt: skip
+            return
         for row in range(begin, end):
             first = row * width
-            if wide:
-                _emit_layer_norm(tier, x, first, weight, bias, epsilon, width, y)
-                continue
-            mean, variance = np.float32(0), np.float32(0)
+            mean, variance = 0.0, 0.0
             for k in range(width):
-                mean += x[first + k]
-            mean /= np.float32(width)
+                scratch[k] = x[first + k]
+                if added:
+                    scratch[k] += other[first + k]
+                if kept:
+                    total[first + k] = scratch[k]
+                mean += scratch[k]
+            mean = mean / width
             for k in range(width):
-                variance += (x[first + k] - mean) ** 2
-            inverse = np.float32(1) / np.float32(math.sqrt(variance / np.float32(width) + epsilon))
+                variance += (scratch[k] - mean) * (scratch[k] - mean)
+            inverse = 1 / math.sqrt(variance / width + epsilon)
             for k in range(width):
-                y[first + k] = (x[first + k] - mean) * inverse * weight[k] + bias[k]
+                scratch[k] = np.float32((scratch[k] - mean) * inverse * weight[k] + bias[k])
+            if quantized:
+                quantize(scratch, 0, width, scale, numbers, y, first)
+            else:
+                y[first : first + width] = scratch[:width]
 
     return layer_norm
 
 
 @emitted
 def _emit_layer_norm(
-    e: Emitter, x: Any, first: Any, weight: Any, bias: Any, epsilon: Any, width: Any, y: Any
-) -> None:
-    row, source, out = _Row(e, width), x + first * 4, y + first * 4
-    count_of_row = e.number(width).signed(f32)
-    total, squares = (e.variable(e.filled(0.0, f32)) for _ in range(2))
+    e: Emitter, quantized: Any, added: Any, kept: Any, x: Any, other: Any, total: Any, weight: Any, bias: Any,
+    epsilon: Any, size: Any, width: Any, row: Any, rows: Any, scratch: Any, scale: Any, numbers: Any, y: Any,
+) -> None:  # fmt: skip
+    lanes, here = e.lanes(f32), row * width * 4
+    means, inverses = scratch, scratch + rows * 4
+    result = _Result(e, y, quantized, scale, numbers)
+    values = x + here
+    if added:
+        values = total + here if kept else scratch + rows * 8 if quantized else y + here
 
-    def add(k: Any, count: Any) -> None:
-        total.value = total.value + row.load(source, k, count)
+    for r in e.range(0, rows):
+        sums, line = [e.variable(e.zeros(f32)) for _ in range(4)], r * width * 4
 
-    row.each(add)
-    mean = e.filled(_total(e, total.value, _sum) / count_of_row, f32)
+        def add(k: Any, vectors: int, count: Any) -> None:
+            for v in range(vectors):
+                at = line + (k + v * lanes) * 4  # noqa: B023
+                value = load(e, x + (here + at), count, f32)
+                if added:
+                    value = value + load(e, other + (here + at), count, f32)
+                    store(e, values + at, value, count)
+                sums[v] += value  # noqa: B023
 
-    def add_square(k: Any, count: Any) -> None:
-        gap = row.within(row.load(source, k, count) - mean, count, 0.0)
-        squares.value = e.fused(gap, gap, squares.value)
+        each_vector(e, width, lanes, add)
+        e.store(means + r * 4, reduced(sums, total_of) / size)
+    for r in e.range(0, rows):
+        squares, line = [e.variable(e.zeros(f32)) for _ in range(4)], values + r * width * 4
+        mean = e.load_spread(means + r * 4, f32)
 
-    row.each(add_square)
-    variance = _total(e, squares.value, _sum) / count_of_row + epsilon
-    deviation = e.call("llvm.sqrt.f32", f32, variance)
-    inverse = e.filled(e.number(1.0, f32) / deviation, f32)
+        def square(k: Any, vectors: int, count: Any) -> None:
+            for v in range(vectors):
+                centred = load(e, line + (k + v * lanes) * 4, count, f32) - mean  # noqa: B023
+                if count is not None:
+                    centred = e.choose(e.first(count, lanes), centred, e.zeros(f32))
+                squares[v].value = e.fused(centred, centred, squares[v].value)  # noqa: B023
 
-    def normalize(k: Any, count: Any) -> None:
-        value = (row.load(source, k, count) - mean) * inverse
-        value = e.fused(value, row.load(weight, k, count), row.load(bias, k, count))
-        row.store(out, k, value, count)
+        each_vector(e, width, lanes, square)
+        variance = reduced(squares, total_of) / size
+        e.store(inverses + r * 4, e.number(1.0, f32) / e.call("llvm.sqrt.f32", f32, variance + epsilon))
+    for r in e.range(0, rows):
+        line = values + r * width * 4
+        mean, inverse = e.load_spread(means + r * 4, f32), e.load_spread(inverses + r * 4, f32)
 
-    row.each(normalize)
+        def normalize(k: Any, vectors: int, count: Any) -> None:
+            made = []
+            for at in [(k + v * lanes) * 4 for v in range(vectors)]:
+                value = (load(e, line + at, count, f32) - mean) * inverse  # noqa: B023
+                factor, shift = (load(e, given + at, count, f32) for given in (weight, bias))
+                made.append(e.fused(value, factor, shift))
+            result.store((row + r) * width + k, made, count)  # noqa: B023
+
+        each_vector(e, width, lanes, normalize)
 
 
 @cache
-def _gelu(tier: int) -> Any:
-    """Return the function ``gelu(x, begin, end, y)``, for an instruction set."""
-    wide = INSTRUCTION_SETS[tier].width > 0
-
-    @jit
-    def gelu(x: NDArray[np.float32], begin: int, end: int, y: NDArray[np.float32]) -> None:
-        if wide:
-            _emit_gelu(tier, x, begin, end, y)
-        else:
-            for k in range(begin, end):
-                y[k] = _one_gelu(x[k])
-
-    return gelu
-
-
-@cache
-def _quantized_gelu(tier: int) -> Any:
-    """Return the function ``gelu(x, scale, numbers, begin, end, y)``, for an instruction set."""
-    wide = INSTRUCTION_SETS[tier].width > 0
+def _gelu(tier: int, quantized: bool, tanh: bool) -> Any:
+    """Return the function that does rows, the last of which may be shorter, for an instruction set."""
+    wide, quantize = INSTRUCTION_SETS[tier].width > 0, rounder(tier)
 
     @jit
     def gelu(
         x: NDArray[np.float32],
-        scale: np.float32,
-        numbers: NDArray[np.int64],
+        width: int,
         begin: int,
         end: int,
-        y: NDArray[np.uint8],
+        scratch: NDArray[np.float32],
+        scale: np.float32,
+        numbers: NDArray[np.int64],
+        y: Any,
     ) -> None:
-        zero, lowest, highest = numbers[0], np.float32(numbers[1]), np.float32(numbers[2])
-        if wide:
-            _emit_quantized_gelu(tier, x, scale, zero, lowest, highest, begin, end, y)
-        else:
-            for k in range(begin, end):
-                value = np.rint(_one_gelu(x[k]) / scale)
-                y[k] = np.uint8(np.int64(min(max(value, lowest), highest)) + zero)
+        for row in range(begin, end):
+            first = row * width
+            count = min(width, x.size - first)
+            if wide:
+                _emit_gelu(tier, quantized, tanh, x, first, count, scale, numbers, y)
+                continue
+            for k in range(count):
+                value = np.float64(x[first + k])
+                if tanh:
+                    shape = math.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3))
+                else:
+                    shape = math.erf(value * math.sqrt(0.5))
+                scratch[k] = np.float32(0.5 * value * (1 + shape))
+            if quantized:
+                quantize(scratch, 0, count, scale, numbers, y, first)
+            else:
+                y[first : first + count] = scratch[:count]
 
     return gelu
 
 
-@jit
-def _one_gelu(x: np.float32) -> np.float32:
-    return np.float32(0.5) * x * np.float32(1 + math.erf(x * math.sqrt(0.5)))
-
-
 @emitted
-def _emit_gelu(e: Emitter, x: Any, begin: Any, end: Any, y: Any) -> None:
-    row, source, out = _Row(e, end - begin), x + begin * 4, y + begin * 4
-    row.each(lambda k, count: row.store(out, k, _gelu_of(e, row.load(source, k, count)), count))
-
-
-@emitted
-def _emit_quantized_gelu(
-    e: Emitter, x: Any, scale: Any, zero: Any, lowest: Any, highest: Any, begin: Any, end: Any, y: Any
+def _emit_gelu(
+    e: Emitter, quantized: Any, tanh: Any, x: Any, first: Any, size: Any, scale: Any, numbers: Any, y: Any
 ) -> None:
-    row, source, out = _Row(e, end - begin), x + begin * 4, y + begin
-    back, low, high = (e.filled(number, f32) for number in (-scale, lowest, highest))
-    inverse = e.filled(e.number(1.0, f32) / scale, f32)
-    zeros = e.filled(e.number(zero, i32), i32)
+    lanes, compute = e.lanes(f32), gelu_by_tanh if tanh else gelu_by_erf
+    result = _Result(e, y, quantized, scale, numbers)
 
-    def do(k: Any, count: Any) -> None:
-        gelu = _gelu_of(e, row.load(source, k, count))
-        value = gelu * inverse
-        for _ in range(2):  # as good as a division, see activations.py
-            value = e.fused(e.fused(value, back, gelu), inverse, value)
-        integers = (e.whole(e.smaller(e.larger(value, low), high)) + zeros).signed(i8)
-        if count is None:
-            e.store(out + k, integers)
-        else:
-            e.store_first(out + k, integers, count)
+    def do(k: Any, vectors: int, count: Any) -> None:
+        values = [load(e, x + (first + k + v * lanes) * 4, count, f32) for v in range(vectors)]
+        result.store(first + k, [compute(value) for value in values], count)
 
-    row.each(do)
+    each_vector(e, size, lanes, do)

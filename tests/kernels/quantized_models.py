@@ -59,12 +59,29 @@ def run_quantized(op_type, inputs, result, *, constants=(), after=(), opset=17, 
     return session.run(None, {f"x{i}": x for i, (x, _, _) in enumerate(inputs)})[0]
 
 
-def load(model, **entries):
+def load(model):
     """Load a model into a session on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    for name, value in entries.items():
-        setattr(options, name, value)
     return onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def run_float(op_type, inputs, constants=(), result=TensorProto.FLOAT, opset=20, **attributes):
+    """Return what a standard operator makes of these inputs and constants."""
+    given = [helper.np_dtype_to_tensor_dtype(x.dtype) for x in inputs]
+    names = [f"x{i}" for i in range(len(inputs))]
+    held = [f"c{i}" for i in range(len(constants))]
+    graph = helper.make_graph(
+        [helper.make_node(op_type, names + held, ["y"], **attributes)],
+        "operator",
+        [
+            helper.make_tensor_value_info(*info, x.shape)
+            for *info, x in zip(names, given, inputs, strict=True)
+        ],
+        [helper.make_tensor_value_info("y", result, None)],
+        [numpy_helper.from_array(np.asarray(x), name) for name, x in zip(held, constants, strict=True)],
+    )
+    session = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9))
+    return session.run(None, dict(zip(names, inputs, strict=True)))[0]
