@@ -150,7 +150,7 @@ def test_a_dimension_without_a_name_may_vary():
         np.float32(2),
         onnxruntime.OrtValue.ortvalue_from_numpy(X),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_counts_as_an_array(value):
     """A declared shape of [] takes any shape, as in onnxruntime."""
