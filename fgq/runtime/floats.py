@@ -65,7 +65,7 @@ class GeluStep(_FloatStep):
             return Gelu(arrays[0], out, threads=threads)
         quantizer = self._made.quantizer
         return Gelu(
-            arrays[0], out, scale=quantizer.scale, zero_point=quantizer.zero_point,
+            arrays[0], out, y_scale=quantizer.scale, y_zero=quantizer.zero_point,
             lowest=self._made.lowest, highest=self._made.highest, threads=threads,
         )  # fmt: skip
 
