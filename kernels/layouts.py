@@ -94,9 +94,7 @@ class QuantizeLinear:
         flat, result = np.ascontiguousarray(x).reshape(-1), out.reshape(-1)
         scale, numbers, run = self._scale, self._numbers, self._run
         if not self._image:
-            _in_pieces(
-                flat.size, self._threads, lambda *part: run(flat, *part, scale, numbers, result, part[0])
-            )
+            _in_pieces(flat, self._threads, lambda *rows: run(*rows, scale, numbers, result, rows[1], 0))
             return
         cut, units = _cut(x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
         scratch = held.borrow(self._threads, int(cut[1] * cut[3]))
@@ -147,7 +145,7 @@ class DequantizeLinear:
         flat, result = np.ascontiguousarray(x).reshape(-1), out.reshape(-1)
         scale, zero, run = self._scale, self._zero, self._run
         if not self._image:
-            _in_pieces(flat.size, self._threads, lambda *part: run(flat, *part, scale, zero, result, part[0]))
+            _in_pieces(flat, self._threads, lambda *rows: run(*rows, scale, zero, result, rows[1], 0))
             return
         cut, units = _cut(x.shape[0], x.shape[3], x.shape[1] * x.shape[2])
         scratch = held.borrow(self._threads, int(cut[1] * cut[3]))
@@ -211,16 +209,16 @@ def _first(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[-1], *shape[1:-1])
 
 
-def _in_pieces(size: int, threads: int, run: Callable[[int, int], None]) -> None:
-    """Call ``run(place, count)`` for all elements, in pieces if there are several threads."""
+def _in_pieces(flat: NDArray[Any], threads: int, run: Callable[..., None]) -> None:
+    """Call ``run(flat, place, 0, 1, count)`` for one row of all elements, or for pieces that threads take."""
     if threads == 1:
-        run(0, size)
-    else:
+        run(flat, 0, 0, 1, flat.size)
+        return
 
-        def work(_thread: int, begin: int, end: int) -> None:
-            run(begin * _PIECE, min(end * _PIECE, size) - begin * _PIECE)
+    def work(_thread: int, begin: int, end: int) -> None:
+        run(flat, begin * _PIECE, 0, 1, min(end * _PIECE, flat.size) - begin * _PIECE)
 
-        spread(-(-size // _PIECE), threads, work)
+    spread(-(-flat.size // _PIECE), threads, work)
 
 
 @lru_cache(maxsize=256)
@@ -233,42 +231,55 @@ def _cut(images: int, channels: int, pixels: int) -> tuple[NDArray[np.int64], in
 
 @cache
 def _dequantizer(tier: int) -> Any:
-    """Return the function ``dequantize(x, x_place, count, scale, zero, out, out_place)``."""
+    """Return the function that dequantizes rows, for an instruction set.
+
+    ``dequantize(x, x_place, x_pitch, rows, count, scale, zero, out, out_place, out_pitch)``, as
+    :func:`fgq.kernels.rounding.rounder` has it.
+    """
     wide = INSTRUCTION_SETS[tier].width > 0
 
     @jit
     def dequantize(
         x: NDArray[np.uint8],
         x_place: int,
+        x_pitch: int,
+        rows: int,
         count: int,
         scale: np.float32,
         zero: np.float32,
         out: NDArray[np.float32],
         out_place: int,
+        out_pitch: int,
     ) -> None:
         if wide:
-            _emit_dequantize(tier, x, x_place, count, scale, zero, out, out_place)
-        else:
+            _emit_dequantize(
+                tier, x, x_place, x_pitch, rows, count, scale, zero, out, out_place, out_pitch
+            )  # fmt: skip
+            return
+        for row in range(rows):
+            first, place = x_place + row * x_pitch, out_place + row * out_pitch
             for k in range(count):
-                out[out_place + k] = (np.float32(x[x_place + k]) - zero) * scale
+                out[place + k] = (np.float32(x[first + k]) - zero) * scale
 
     return dequantize
 
 
 @emitted
 def _emit_dequantize(
-    e: Emitter, x: Any, x_place: Any, count: Any, scale: Any, zero: Any, out: Any, out_place: Any
-) -> None:
+    e: Emitter, x: Any, x_place: Any, x_pitch: Any, rows: Any, count: Any, scale: Any, zero: Any,
+    out: Any, out_place: Any, out_pitch: Any,
+) -> None:  # fmt: skip
     lanes = e.lanes(f32)
     steps, zeros = e.filled(scale, f32), e.filled(zero, f32)
-    source, target = x + x_place, out + out_place * 4
+    for row in e.range(0, rows):
+        source, target = x + (x_place + row * x_pitch), out + (out_place + row * out_pitch) * 4
 
-    def do(k: Any, vectors: int, some: Any) -> None:
-        for at in [k + v * lanes for v in range(vectors)]:
-            whole = load(e, source + at, some, i8, lanes).unsigned(i32).signed(f32)
-            store(e, target + at * 4, (whole - zeros) * steps, some)
+        def do(k: Any, vectors: int, some: Any) -> None:
+            for at in [k + v * lanes for v in range(vectors)]:
+                whole = load(e, source + at, some, i8, lanes).unsigned(i32).signed(f32)  # noqa: B023
+                store(e, target + at * 4, (whole - zeros) * steps, some)  # noqa: B023
 
-    each_vector(e, count, lanes, do)
+        each_vector(e, count, lanes, do)
 
 
 @jit
@@ -298,9 +309,8 @@ def _image_quantizer(tier: int) -> Any:
         channels, pixels, pitch = cut[1], cut[2], cut[3]
         for unit in range(begin, end):
             image, first, count = _stretch(cut, unit)
-            for c in range(channels):
-                start = (image * channels + c) * pixels + first
-                quantize(x, start, count, scale, numbers, scratch, c * pitch)
+            start = image * channels * pixels + first
+            quantize(x, start, pixels, channels, count, scale, numbers, scratch, np.int64(0), pitch)
             place = (image * pixels + first) * channels
             transpose(scratch, np.int64(0), pitch, channels, count, out, place, channels)
 
@@ -328,9 +338,8 @@ def _image_dequantizer(tier: int) -> Any:
             image, first, count = _stretch(cut, unit)
             place = (image * pixels + first) * channels
             transpose(x, place, channels, count, channels, scratch, np.int64(0), pitch)
-            for c in range(channels):
-                start = (image * channels + c) * pixels + first
-                dequantize(scratch, c * pitch, count, scale, zero, out, start)
+            start = image * channels * pixels + first
+            dequantize(scratch, np.int64(0), pitch, channels, count, scale, zero, out, start, pixels)
 
     return run
 
@@ -376,7 +385,7 @@ def transposer(tier: int) -> Any:
         y_place: int,
         y_pitch: int,
     ) -> None:
-        # the corner that vectors leave: rows from `bottom` on, and columns from `side` on
+        # vectors leave the rows from `bottom` on, and the columns from `side` on
         bottom, side = 0, 0
         if width > 0:
             if rows == 3 and y_pitch == 3:
@@ -388,8 +397,12 @@ def transposer(tier: int) -> Any:
             elif rows >= _SQUARE and columns >= _SQUARE:
                 bottom, side = rows - rows % _SQUARE, columns - columns % _SQUARE
                 _emit_squares(tier, x, x_place, x_pitch, bottom, side, y, y_place, y_pitch)
-        for i in range(rows):
-            for j in range(side if i < bottom else 0, columns):
+        if side < columns:
+            for i in range(bottom):
+                for j in range(side, columns):
+                    y[y_place + j * y_pitch + i] = x[x_place + i * x_pitch + j]
+        for i in range(bottom, rows):
+            for j in range(columns):
                 y[y_place + j * y_pitch + i] = x[x_place + i * x_pitch + j]
 
     return transpose
@@ -449,11 +462,10 @@ def _emit_three_rows(
     lanes = e.lanes(i8)
     start, out = x + x_place, y + y_place
     for j in e.range(0, columns, lanes):
-        one, two, three = (e.load(start + (x_pitch * r + j), i8) for r in range(3))
-        pair, more = one.joined(two), three.joined(three)
+        three = [e.load(start + (x_pitch * r + j), i8) for r in range(3)]
         for part in range(3):
             places = [divmod(lanes * part + k, 3) for k in range(lanes)]
-            e.store(out + (j * 3 + part * lanes), pair.shuffled([c * lanes + p for p, c in places], more))
+            e.store(out + (j * 3 + part * lanes), _picked(three, [row * lanes + k for k, row in places]))
 
 
 @emitted
@@ -463,7 +475,14 @@ def _emit_three_columns(
     lanes = e.lanes(i8)
     start, out = x + x_place, y + y_place
     for i in e.range(0, rows, lanes):
-        one, two, three = (e.load(start + (i * 3 + lanes * r), i8) for r in range(3))
-        pair, more = one.joined(two), three.joined(three)
-        for c in range(3):
-            e.store(out + (y_pitch * c + i), pair.shuffled([3 * k + c for k in range(lanes)], more))
+        three = [e.load(start + (i * 3 + lanes * part), i8) for part in range(3)]
+        for column in range(3):
+            e.store(out + (y_pitch * column + i), _picked(three, [3 * k + column for k in range(lanes)]))
+
+
+def _picked(three: list[Value], lanes: list[int]) -> Value:
+    """Pick lanes of three vectors by numbers that count on from one to the next, two vectors at a time."""
+    one, two, last = three
+    both = 2 * one.lanes
+    picked = one.shuffled([lane if lane < both else 0 for lane in lanes], two)
+    return picked.shuffled([k if lane < both else lane - one.lanes for k, lane in enumerate(lanes)], last)

@@ -82,61 +82,58 @@ def store_activations(e: Emitter, pointer: Any, values: list[Value], count: Any)
 
 @cache
 def rounder(tier: int) -> Any:
-    """Return the function that quantizes a row, for an instruction set.
+    """Return the function that quantizes rows, for an instruction set.
 
-    ``quantize(x, x_place, count, scale, numbers, out, out_place)``, where `numbers` are zero point, lowest
-    and highest activation, int64 [3].
+    ``quantize(x, x_place, x_pitch, rows, count, scale, numbers, out, out_place, out_pitch)`` takes `count`
+    elements of each row; pitches lead from row to row, and `numbers` are zero point, lowest and highest
+    activation, int64 [3].
     """
-    if INSTRUCTION_SETS[tier].width == 0:
-        return _quantize
+    wide = INSTRUCTION_SETS[tier].width > 0
 
     @jit
     def quantize(
         x: NDArray[np.float32],
         x_place: int,
+        x_pitch: int,
+        rows: int,
         count: int,
         scale: np.float32,
         numbers: NDArray[np.int64],
         out: NDArray[np.uint8],
         out_place: int,
+        out_pitch: int,
     ) -> None:
-        _emit_quantize(
-            tier, x, x_place, count, scale, numbers[0], numbers[1], numbers[2], out, out_place
-        )  # fmt: skip
+        if wide:
+            _emit_quantize(
+                tier, x, x_place, x_pitch, rows, count, scale, numbers[0], numbers[1], numbers[2],
+                out, out_place, out_pitch,
+            )  # fmt: skip
+            return
+        zero = numbers[0]
+        low, high = np.float32(numbers[1] - zero), np.float32(numbers[2] - zero)
+        for row in range(rows):
+            first, place = x_place + row * x_pitch, out_place + row * out_pitch
+            for k in range(count):
+                value = x[first + k] / scale
+                value = value if value > low else low  # where a NaN ends
+                value = value if value < high else high
+                out[place + k] = np.uint8(np.int32(np.rint(value)) + zero)
 
     return quantize
 
 
 @emitted
 def _emit_quantize(
-    e: Emitter, x: Any, x_place: Any, count: Any, scale: Any, zero: Any, lowest: Any, highest: Any,
-    out: Any, out_place: Any,
+    e: Emitter, x: Any, x_place: Any, x_pitch: Any, rows: Any, count: Any, scale: Any, zero: Any,
+    lowest: Any, highest: Any, out: Any, out_place: Any, out_pitch: Any,
 ) -> None:  # fmt: skip
     lanes = e.lanes(f32)
     rounded = rounding(e, scale, zero, lowest, highest)
-    source, target = x + x_place * 4, out + out_place
+    for row in e.range(0, rows):
+        source, target = x + (x_place + row * x_pitch) * 4, out + (out_place + row * out_pitch)
 
-    def do(k: Any, vectors: int, some: Any) -> None:
-        values = [load(e, source + (k + v * lanes) * 4, some, f32) for v in range(vectors)]
-        store_activations(e, target + k, [rounded(value) for value in values], some)
+        def do(k: Any, vectors: int, some: Any) -> None:
+            values = [load(e, source + (k + v * lanes) * 4, some, f32) for v in range(vectors)]  # noqa: B023
+            store_activations(e, target + k, [rounded(value) for value in values], some)  # noqa: B023
 
-    each_vector(e, count, lanes, do)
-
-
-@jit
-def _quantize(
-    x: NDArray[np.float32],
-    x_place: int,
-    count: int,
-    scale: np.float32,
-    numbers: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    out_place: int,
-) -> None:
-    zero = numbers[0]
-    low, high = np.float32(numbers[1] - zero), np.float32(numbers[2] - zero)
-    for k in range(count):
-        value = x[x_place + k] / scale
-        value = value if value > low else low  # where a NaN ends
-        value = value if value < high else high
-        out[out_place + k] = np.uint8(np.int32(np.rint(value)) + zero)
+        each_vector(e, count, lanes, do)
