@@ -113,7 +113,7 @@ def _text(name: str, estimate: Estimate) -> str:
 
 
 def _session(path: str, engine: str) -> Any:
-    return Session(path) if engine == "fgq" else onnxruntime_session(Path(path), path)
+    return Session(path, allow_float=True) if engine == "fgq" else onnxruntime_session(Path(path), path)
 
 
 def _classification(

@@ -31,6 +31,8 @@ NETWORK = """(float[N,3,8,8] x) => (float y) {
 WEIGHTS = {"w0": normal(10, 3, 3, 3), "w1": normal(10, 1, 3, 3), "w2": normal(10, 10, 1, 1)}
 WEIGHTS |= {"w3": normal(10, 10), "w4": normal(5, 10)}
 FEEDS = {"x": normal(4, 3, 8, 8)}
+ROUNDING = 1e-6
+"""Between softmaxes in float, as a share of the largest value: each engine has an exponential of its own."""
 
 
 def choose(model, **options):
@@ -80,7 +82,7 @@ def test_group_size_that_does_not_fit(model, check_integers):
         choose(model, group_size=4, group_size_fallback=Misfit.ERROR)
     for fallback in (Misfit.RAGGED, Misfit.SMALLER):
         result = convert(model, calibration=FEEDS, group_size=4, group_size_fallback=fallback)
-        check_integers(result.model, FEEDS)
+        check_integers(result.model, FEEDS, ROUNDING)
 
 
 def test_include_and_exclude(model):
@@ -115,7 +117,7 @@ def test_without_vnni_no_pair_of_products_saturates(model, check_integers):
     assert len(weights) == 5
     for tensor in weights:
         assert np.abs(np.frombuffer(tensor.raw_data, np.int8).astype(int)).max() <= 63
-    check_integers(result.model, FEEDS)
+    check_integers(result.model, FEEDS, ROUNDING)
 
 
 def test_encoder_without_a_head_has_no_last_layer(make_model):

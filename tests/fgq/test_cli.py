@@ -202,7 +202,7 @@ class TestConvert:
 class TestRun:
     def test_outputs_of_any_name(self, command, make_model, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        model = make_model("(float[N,4] x) => (float y) { y = MatMul(x, w) }", {"w": normal(4, 4)})
+        model = make_model("(float[N,4] x) => (float y) { y = Neg(x) }")
         names = ["file", "../up", "/a/b", "allow_pickle"]
         model.graph.node.extend(helper.make_node("Identity", ["y"], [name]) for name in names)
         model.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
@@ -212,7 +212,7 @@ class TestRun:
         assert shown["arrays"] == {name: [2, 4] for name in ["y", *names]}
         with np.load("y.npz") as found:
             for name in ["y", *names]:
-                np.testing.assert_allclose(found[name], normal(2, 4) @ normal(4, 4), rtol=1e-5, atol=1e-6)
+                np.testing.assert_array_equal(found[name], -normal(2, 4))
 
 
 class TestFixedBatch:

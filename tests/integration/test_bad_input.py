@@ -395,7 +395,7 @@ class TestOutputs:
     def test_places(self, refused, output, found):
         refused("convert", "float.onnx", "-o", output, "--calibration-data", "x.npz", found=found)
         refused("export", "converted.onnx", "-o", output, "--form", "int8", found=found)
-        refused("run", "float.onnx", "--input", "x.npz", "--output", output, found=found)
+        refused("run", "converted.onnx", "--input", "x.npz", "--output", output, found=found)
 
     @pytest.mark.parametrize("link", [None, os.symlink, os.link])
     def test_the_input_itself(self, refused, link):
@@ -441,7 +441,7 @@ class TestOutputs:
             ("convert float.onnx -o older --activations none", 4000),
             ("export converted.onnx -o older --form int8", 1000),
             ("run copy.onnx --input x.npz --output older --engine onnxruntime", 1000),
-            ("run float.onnx --input x.npz --output older", 100),
+            ("run converted.onnx --input x.npz --output older", 100),
         ],
     )
     def test_full_disk(self, folder, make_model, arguments, limit):

@@ -13,7 +13,7 @@ from layers import KINDS, draw_activations, draw_bias, draw_weight, fitting_size
 from fgq.errors import KernelError
 from fgq.kernels import Weight, Window
 from fgq.kernels.dispatch import KERNELS, MOST_ADDED, Kernel, Memory
-from fgq.kernels.layer import Layer, Prepared
+from fgq.kernels.layer import Layer, Prepared, packable
 from fgq.kernels.simd.isa import available
 
 ALL = [k for k in KERNELS.values() if k.isa in available() and k.module != "reference"]
@@ -48,17 +48,13 @@ class Forced(Layer):
     def kernel(self, rows=64):
         return self._forced[0]
 
-    def _memory(self, kernel, matrix):
+    def _memory(self, kernel, weight):
         wanted = self._forced[1]
         if kernel.multiplication_free or not kernel.compact:
             return Memory.FAST
-        if wanted == "compact" and (weight_is_wide(self.weight) or (matrix.starts % 4).any()):
+        if wanted == "compact" and not packable(weight):
             return Memory.FAST
         return Memory(wanted)
-
-
-def weight_is_wide(weight):
-    return weight.largest_code > 7
 
 
 def check(layer, x, threads=1):
