@@ -154,7 +154,10 @@ def engines_table(converted: Sequence[Converted], samples: Samples, progress: Pr
     for entry in converted:
         path = entry.path
         ours, theirs = top1(
-            {f"{path.stem} (fgq)": Session(path, allow_float=True), path.stem: onnxruntime_session(path, path.stem)},
+            {
+                f"{path.stem} (fgq)": Session(path, allow_float=True),
+                path.stem: onnxruntime_session(path, path.stem),
+            },
             samples,
             progress,
         ).values()

@@ -2,7 +2,7 @@
 
 Of Numba's threading layers ``workqueue`` ends the process when two threads enter it together, GNU
 ``omp`` hangs in a forked child, and ``tbb`` is rarely installed. Kernels release the interpreter lock, so
-Python's own threads run them at full speed; a call hands out work in some 10 to 20 microseconds, during
+Python's own threads run them at full speed; a call hands out work in some 30 to 90 microseconds, during
 which the calling thread is already at work itself. Any number of threads may call at once, and a forked
 child makes a pool of its own.
 

@@ -119,15 +119,9 @@ def load(engine: Engine, threads: int) -> Run:
 
 
 def _load_fgq(engine: Engine, threads: int) -> Run:
-    import inspect
-
     from fgq.runtime import Session
 
-    wishes: dict[str, Any] = {
-        name: engine.options[name]
-        for name in ("kernels", "memory")
-        if name in inspect.signature(Session).parameters
-    }
+    wishes: dict[str, Any] = {name: engine.options[name] for name in ("kernels", "memory")}
     session = Session(engine.path, threads=threads, **wishes)
     return lambda feed: session.run(None, feed)
 
