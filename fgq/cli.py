@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from enum import StrEnum
 from importlib.metadata import version as package_version
 from io import TextIOWrapper
@@ -167,6 +168,10 @@ def convert(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="Also write the report as JSON.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the layers that an interrupted conversion has finished."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Convert a float model to ternary weights, run the result, and say what was done.
@@ -205,14 +210,29 @@ def convert(
             files.refuse_same_file(read, report)
     # Staged before the conversion: a report that cannot be written is refused before the work.
     with nullcontext() if report is None else onnx_file.staged(report) as report_path:
-        with display.progress_bar() as advance:
-            result = pipeline.convert_file(model, output, chosen, samples, advance)
+        with _unfinished(pipeline.unfinished_folder(output)), display.progress_bar() as advance:
+            result = pipeline.convert_file(model, output, chosen, samples, advance, resume=resume)
         if report_path is not None:
             report_path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
     if json:
         display.print_json(result.to_dict())
     else:
         display.print_report(result, str(output))
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[None]:
+    """Say where a conversion that ends early has left its finished layers."""
+    finished = 0
+    try:
+        yield
+    except (FgqError, _Stopped):
+        with suppress(OSError):  # where there can be no such folder
+            finished = len(list(folder.glob("*.npz")))
+        if finished:
+            note = f"{finished} finished layers are kept in {folder}; --resume goes on from them"
+            print(f"fgq: {printable(note)}", file=sys.stderr)
+        raise
 
 
 @app.command()

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -44,7 +51,7 @@ def print_line(text: str, *, label: str = "") -> None:
 def progress_bar() -> Iterator[Callback]:
     """Show stages as they are reported on a terminal, and leave nothing behind."""
     stage_column = TextColumn("{task.description}", markup=False)
-    columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 

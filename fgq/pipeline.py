@@ -41,6 +41,7 @@ from fgq.mmse import choose_quantizer
 from fgq.plan import plan_schemes
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
+from fgq.refine.checkpoint import Checkpoint, fingerprint
 from fgq.refine.network import Refined, Task, refine_network
 from fgq.refine.reductions import is_reduction
 from fgq.report import LayerReport, Report, SelfCheck
@@ -123,8 +124,8 @@ def convert(
     config = ConversionConfig(**options)
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
         path = Path(folder) / "model.onnx"
-        converted, report = _convert(model, path, config, calibration, progress)
-    return Conversion(ir.to_proto(converted), report)
+        converted = _convert(model, path, config, calibration, progress)
+    return Conversion(ir.to_proto(converted.model), converted.report)
 
 
 def convert_file(
@@ -133,8 +134,12 @@ def convert_file(
     config: ConversionConfig,
     calibration: DataSource | None = None,
     progress: Progress | None = None,
+    *,
+    resume: bool = False,
 ) -> Report:
     """Convert a model file, and write the result whole or not at all.
+
+    Layers whose weights data have refined are kept in `unfinished_folder` until the result is written.
 
     Parameters
     ----------
@@ -143,6 +148,8 @@ def convert_file(
     calibration : as for `convert`
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    resume : bool
+        Whether to go on from the layers that an interrupted conversion has finished.
 
     Raises
     ------
@@ -150,8 +157,23 @@ def convert_file(
         If the model, the data or an option cannot be used, or the result cannot be written.
     """
     refuse_model_files(source, onnx_file.load(source), destination)
+    make_checkpoint = partial(Checkpoint, unfinished_folder(destination), resume=resume)
     with onnx_file.staged(destination) as path:
-        return _convert(source, path, config, calibration, progress)[1]
+        converted = _convert(source, path, config, calibration, progress, make_checkpoint)
+    if converted.checkpoint is not None:
+        converted.checkpoint.remove()
+    return converted.report
+
+
+def unfinished_folder(destination: str | os.PathLike[str]) -> Path:
+    """Return where an interrupted conversion keeps the layers that it has finished, beside its output."""
+    return Path(f"{os.fspath(destination)}.unfinished")
+
+
+class _Converted(NamedTuple):
+    model: ir.Model
+    report: Report
+    checkpoint: Checkpoint | None
 
 
 def _convert(
@@ -160,7 +182,8 @@ def _convert(
     config: ConversionConfig,
     calibration: DataSource | None,
     progress: Progress | None,
-) -> tuple[ir.Model, Report]:
+    make_checkpoint: Callable[[str], Checkpoint] | None = None,
+) -> _Converted:
     report_progress = progress or (lambda stage, done, total: None)
     report_progress("read", 0, None)
     model = read_float_model(source)
@@ -186,12 +209,14 @@ def _convert(
     tasks = [_task(choice, quantizers) for choice in choices]
     float_model = model.clone()
     insert_quantizers(model, quantizers)
-    refined = Refined({}, [])
+    refined, checkpoint = Refined({}, []), None
     if kept is not None and _needs_data(recipe, tasks):
         reductions = [task for task in tasks if is_reduction(task.layer)]
-        refined = refine_network(
-            model, float_model, reductions, kept, recipe, partial(report_progress, "quantize weights")
-        )
+        if make_checkpoint is not None:
+            schemes = [(task.layer.name, task.scheme) for task in reductions]
+            checkpoint = make_checkpoint(fingerprint(model, (recipe, config, schemes), kept))
+        refining = partial(report_progress, "quantize weights")
+        refined = refine_network(model, float_model, reductions, kept, recipe, refining, checkpoint)
     layers = []
     for done, task in enumerate(tasks):
         report_progress("quantize weights", done, len(tasks))
@@ -207,7 +232,7 @@ def _convert(
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
-    return model, Report(
+    report = Report(
         options=asdict(config) | {"weights": config.codes.value, "recipe": recipe.value},
         layers=described,
         float_bytes=float_bytes,
@@ -216,6 +241,7 @@ def _convert(
         self_check=checked,
         warnings=(*refined.warnings, *_warnings(described, checked)),
     )
+    return _Converted(model, report, checkpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

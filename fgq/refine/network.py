@@ -24,7 +24,8 @@ from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import as_rows, assemble, largest_bias
 from fgq.refine import recipes
-from fgq.refine.moments import Collector, Float, Moments
+from fgq.refine.checkpoint import Checkpoint, Finished
+from fgq.refine.moments import Collector, Float, Moments, Single
 from fgq.refine.pieces import Piece, Prefix, Replacement
 from fgq.refine.problem import solve
 from fgq.refine.reductions import conv_groups, input_rows, output_rows
@@ -82,6 +83,7 @@ def refine_network(
     feeds: Sequence[Feed],
     recipe: Recipe,
     progress: Callable[[int, int], None],
+    checkpoint: Checkpoint | None = None,
 ) -> Refined:
     """Quantize the weights of layers, and correct the biases of a model in place.
 
@@ -98,6 +100,8 @@ def refine_network(
     recipe : Recipe
     progress : callable
         Called as ``progress(done, total)``.
+    checkpoint : Checkpoint, optional
+        Where finished layers are kept, and found if they were finished before.
 
     Returns
     -------
@@ -109,16 +113,24 @@ def refine_network(
     found = Refined({}, [])
     for _, stage in groupby(tasks, key=lambda task: task.layer.activation):
         members = list(stage)
+        # Past finished layers too, in the same pieces: onnxruntime rounds otherwise in others.
         quantized.advance(members[0].layer.node)
         exact.advance(float_nodes[members[0].layer.name])
         for task in members:
             progress(len(found.weights), len(tasks))
             layer = task.layer
-            observed = _observe(layer, float_model, float_nodes[layer.name], quantized, exact)
-            found.warnings.extend(_complaints(layer, observed))
-            tensor = _refine(model, task, observed, recipe)
-            found.weights[layer.node] = tensor
-            replaced[layer.node] = Replacement(layer.weight_index, tensor.dequantize())
+            finished = None if checkpoint is None else checkpoint.read(layer, task.scheme)
+            if finished is None:
+                observed = _observe(layer, float_model, float_nodes[layer.name], quantized, exact)
+                finished = _refine(task, observed, recipe)
+                if checkpoint is not None:
+                    checkpoint.write(layer, finished)
+            bias = find_bias(layer)
+            if bias is not None and finished.bias is not None:
+                bias.write(model.graph, finished.bias)
+            found.warnings.extend(finished.warnings)
+            found.weights[layer.node] = finished.weight
+            replaced[layer.node] = Replacement(layer.weight_index, finished.weight.dequantize())
     return found
 
 
@@ -172,9 +184,10 @@ def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:
         yield f"{layer.name}: {dead} of its inputs were always zero; their weights were not calibrated"
 
 
-def _refine(model: ir.Model, task: Task, observed: _Observed, recipe: Recipe) -> QuantizedTensor:
-    """Return a layer's weight; its bias is corrected in the model."""
+def _refine(task: Task, observed: _Observed, recipe: Recipe) -> Finished:
+    """Return a layer's weight and corrected bias."""
     layer = task.layer
+    warnings = tuple(_complaints(layer, observed))
     bias = find_bias(layer)
     if recipe is Recipe.FGQ and layer.op_type != "Conv":  # statistics are those of batch normalization
         bias = None
@@ -200,10 +213,11 @@ def _refine(model: ir.Model, task: Task, observed: _Observed, recipe: Recipe) ->
         group_axis=layer.group_axis,
         channel_axis=layer.channel_axis,
     )
+    corrected = None
     if bias is not None:
         weights = rows.weights(grouping).reshape(matrices.shape)
-        _correct_bias(model, task, bias, observed, weights, rows.row_scale)
-    return tensor
+        corrected = _corrected_bias(task, bias, observed, weights, rows.row_scale)
+    return Finished(tensor, corrected, warnings)
 
 
 def _quantize_rows(
@@ -230,10 +244,8 @@ def _quantize_rows(
         yield recipes.best_of(rows, proposals, observed.held_out.of(c), grouping)
 
 
-def _correct_bias(
-    model: ir.Model, task: Task, bias: Bias, observed: _Observed, weights: Float, row_scale: Float
-) -> None:
-    """Let the mean of each output be what it should, where held-out data agree that this is better."""
+def _corrected_bias(task: Task, bias: Bias, observed: _Observed, weights: Float, row_scale: Float) -> Single:
+    """Return a bias that makes each output's mean what it should be, where held-out data agree."""
     layer = task.layer
     train, held_out = (moments.mean_error(weights).reshape(-1) for moments in observed)
     share = observed.train.positions / (observed.train.positions + observed.held_out.positions)
@@ -246,7 +258,8 @@ def _correct_bias(
     if own and task.input_scale is not None:
         bound = largest_bias(task.input_scale, row_scale, layer.products)
         values = np.clip(values, -bound, bound)
-    bias.write(model.graph, values.astype(np.float32))
+    corrected: Single = values.astype(np.float32)
+    return corrected
 
 
 def _residual(layer: Layer, quantized: Prefix, exact: Prefix) -> tuple[str, str] | None:

@@ -456,11 +456,17 @@ class TestOutputs:
             env={**os.environ, "TMPDIR": str(folder / "temporary")},
         )
         assert (done.returncode, done.stdout) == (2, "")
-        (line,) = done.stderr.splitlines()
+        *notes, line = done.stderr.splitlines()
         assert line.startswith("fgq: error: ")
         assert "cannot be written (" in line
         assert "File too large" in line
         after = tree(folder)
+        unfinished = [path for path in after if "older.unfinished" in str(path)]
+        layers = [path for path in unfinished if path.suffix == ".npz"]
+        kept = f"fgq: {len(layers)} finished layers are kept in older.unfinished; --resume goes on from them"
+        assert notes == [kept] * bool(layers)
+        for path in unfinished:
+            del after[path]
         after.pop(folder / "temporary" / ".ses", None)  # a file of onnxruntime's
         assert after == before
 
