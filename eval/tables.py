@@ -145,7 +145,7 @@ def characters_table(converted: Sequence[Converted], samples: Samples, progress:
     for entry, result in zip(converted, results, strict=True):
         assert result.difference is not None
         rows.append([*entry.cells, result.top1.percent(2), result.difference.percent(2)])
-    return _table(columns, rows) + f"\n\n{exact.samples:,} images."
+    return markdown_table(columns, rows) + f"\n\n{exact.samples:,} images."
 
 
 def engines_table(converted: Sequence[Converted], samples: Samples, progress: Progress) -> str:
@@ -164,7 +164,7 @@ def engines_table(converted: Sequence[Converted], samples: Samples, progress: Pr
         disagreements = int(np.count_nonzero(ours.predictions != theirs.predictions))
         percents = [f"{100 * result.top1.value:.2f} %" for result in (theirs, ours)]
         rows.append([*_setting(entry.config), *percents, f"{disagreements} of {ours.samples}"])
-    return _table([*DESCRIPTION[:3], "onnxruntime", "fgq", "predictions that differ"], rows)
+    return markdown_table([*DESCRIPTION[:3], "onnxruntime", "fgq", "predictions that differ"], rows)
 
 
 def minilm_table(folder: Path, progress: Progress) -> str:
@@ -184,7 +184,9 @@ def minilm_table(folder: Path, progress: Progress) -> str:
         rank = result.reciprocal_rank
         share = f"{rank.value / whole.value:.3f}"
         rows.append([*entry.cells, str(rank), share, str(result.difference), str(result.cosine)])
-    return _table(columns, rows) + f"\n\n{len(corpus.test)} pairs; corpus sha256 {corpus.sha256[:16]}..."
+    return (
+        markdown_table(columns, rows) + f"\n\n{len(corpus.test)} pairs; corpus sha256 {corpus.sha256[:16]}..."
+    )
 
 
 def replace_tables(document: str, tables: Mapping[str, str]) -> str:
@@ -221,7 +223,8 @@ def _kilobytes(path: Path) -> str:
     return f"{path.stat().st_size / 1000:,.0f}"
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, its cells right-aligned."""
     lines = [columns, ["---:"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, read_config
+from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
 from fgq.scheme import Codes
@@ -111,6 +111,12 @@ def convert(
             "error.  [default: calibrated with calibration data, else fgq]"
         ),
     ] = None,
+    without: Annotated[
+        list[Step] | None,
+        typer.Option(
+            metavar="STEP", help="Leave a step of the recipe out (docs/recipes.md); may be repeated."
+        ),
+    ] = None,
     target_bits: Annotated[
         float | None,
         typer.Option(
@@ -182,6 +188,7 @@ def convert(
         "group_size": group_size,
         "weights": weights,
         "recipe": recipe,
+        "without": without or None,
         "target_bits": target_bits,
         "activations": activations,
         "form": form,

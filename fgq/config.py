@@ -33,6 +33,21 @@ class Recipe(StrEnum):
     """INT4 of least squared error, its scales refined on calibration data."""
 
 
+class Step(StrEnum):
+    """A step of the recipes that look at data, see docs/recipes.md."""
+
+    TARGET = "target"
+    """Quantize what serves the inputs as they now are, in place of the float weights."""
+    RESIDUAL = "residual"
+    """Make up for what the value that a result is added to has lost."""
+    FEEDBACK = "feedback"
+    """Let the weights not yet quantized make up for those that are."""
+    DESCENT = "descent"
+    """Sweep over codes and scales under the input covariance."""
+    BIAS = "bias"
+    """Correct biases, and then judge weights by what no bias can make up for."""
+
+
 class Form(StrEnum):
     """How the weights are written, see docs/architecture.md."""
 
@@ -72,6 +87,8 @@ class ConversionConfig:
         What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``.
     recipe : Recipe, optional
         How weights become integers; if not given, ``calibrated`` with calibration data, else ``fgq``.
+    without : sequence of Step
+        Steps of the recipe to leave out, to see what each brings.
     target_bits : float, optional
         Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
         kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
@@ -101,6 +118,7 @@ class ConversionConfig:
     group_size: int = 64
     weights: Codes | None = None
     recipe: Recipe | None = None
+    without: tuple[Step, ...] = ()
     target_bits: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
@@ -121,6 +139,10 @@ class ConversionConfig:
             value = getattr(self, name)
             if value is not None or name not in ("weights", "recipe"):
                 object.__setattr__(self, name, _choice(name, kind, value))
+        steps: object = self.without
+        if not isinstance(steps, list | tuple):
+            raise ConfigError(f"without: found {steps!r}, wanted a list of steps")
+        object.__setattr__(self, "without", tuple(_choice("without", Step, step) for step in steps))
         if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4):
             raise ConfigError(f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4")
         bits = self.target_bits

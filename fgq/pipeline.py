@@ -216,7 +216,9 @@ def _convert(
             schemes = [(task.layer.name, task.scheme) for task in reductions]
             checkpoint = make_checkpoint(fingerprint(model, (recipe, config, schemes), kept))
         refining = partial(report_progress, "quantize weights")
-        refined = refine_network(model, float_model, reductions, kept, recipe, refining, checkpoint)
+        refined = refine_network(
+            model, float_model, reductions, kept, recipe, refining, checkpoint, config.without
+        )
     layers = []
     for done, task in enumerate(tasks):
         report_progress("quantize weights", done, len(tasks))

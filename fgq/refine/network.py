@@ -7,7 +7,7 @@ that was reached (`fgq.refine.pieces`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fgq.config import Recipe
+from fgq.config import Recipe, Step
 from fgq.container import constant
 from fgq.converters.biases import Bias, find_bias
 from fgq.converters.layers import Layer
@@ -84,6 +84,7 @@ def refine_network(
     recipe: Recipe,
     progress: Callable[[int, int], None],
     checkpoint: Checkpoint | None = None,
+    without: Collection[Step] = (),
 ) -> Refined:
     """Quantize the weights of layers, and correct the biases of a model in place.
 
@@ -102,6 +103,8 @@ def refine_network(
         Called as ``progress(done, total)``.
     checkpoint : Checkpoint, optional
         Where finished layers are kept, and found if they were finished before.
+    without : collection of Step
+        Steps to leave out.
 
     Returns
     -------
@@ -121,8 +124,8 @@ def refine_network(
             layer = task.layer
             finished = None if checkpoint is None else checkpoint.read(layer, task.scheme)
             if finished is None:
-                observed = _observe(layer, float_model, float_nodes[layer.name], quantized, exact)
-                finished = _refine(task, observed, recipe)
+                observed = _observe(layer, float_model, float_nodes[layer.name], quantized, exact, without)
+                finished = _refine(task, observed, recipe, without)
                 if checkpoint is not None:
                     checkpoint.write(layer, finished)
             bias = find_bias(layer)
@@ -142,12 +145,17 @@ class _Observed(NamedTuple):
 
 
 def _observe(
-    layer: Layer, float_model: ir.Model, float_node: ir.Node, quantized: Prefix, exact: Prefix
+    layer: Layer,
+    float_model: ir.Model,
+    float_node: ir.Node,
+    quantized: Prefix,
+    exact: Prefix,
+    without: Collection[Step],
 ) -> _Observed:
     """Collect the moments of what the layer reads now and of what it should give."""
     name = str(float_node.outputs[0].name)
     run = Piece(float_model, [float_node], [name])
-    residual = _residual(layer, quantized, exact)
+    residual = None if Step.RESIDUAL in without else _residual(layer, quantized, exact)
     weights = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis)
     C = conv_groups(layer)
     train, held_out = (Collector(C, weights.shape[0] // C, weights[0].size) for _ in range(2))
@@ -184,11 +192,11 @@ def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:
         yield f"{layer.name}: {dead} of its inputs were always zero; their weights were not calibrated"
 
 
-def _refine(task: Task, observed: _Observed, recipe: Recipe) -> Finished:
+def _refine(task: Task, observed: _Observed, recipe: Recipe, without: Collection[Step]) -> Finished:
     """Return a layer's weight and corrected bias."""
     layer = task.layer
     warnings = tuple(_complaints(layer, observed))
-    bias = find_bias(layer)
+    bias = None if Step.BIAS in without else find_bias(layer)
     if recipe is Recipe.FGQ and layer.op_type != "Conv":  # statistics are those of batch normalization
         bias = None
     if not observed.held_out.positions:  # one position says nothing of others
@@ -201,7 +209,7 @@ def _refine(task: Task, observed: _Observed, recipe: Recipe) -> Finished:
     matrices = weight.reshape(C, M // C, E * L)
     least = [None] * C if task.least is None else np.split(task.least, C)
     parts = _quantize_rows(
-        matrices, judged, grouping, task.scheme, least, recipe, statistics=bias is not None
+        matrices, judged, grouping, task.scheme, least, recipe, without, statistics=bias is not None
     )
     rows = Rows(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
     tensor = assemble(
@@ -227,6 +235,7 @@ def _quantize_rows(
     scheme: WeightScheme,
     least: Sequence[Float | None],
     recipe: Recipe,
+    without: Collection[Step],
     *,
     statistics: bool,
 ) -> Iterator[Rows]:
@@ -237,10 +246,10 @@ def _quantize_rows(
             yield recipes.matched(rows, observed.train.of(c), grouping, bound) if statistics else rows
         return
     propose = {Recipe.CALIBRATED: recipes.calibrated, Recipe.OMSE: recipes.rescaled}[recipe]
-    problems = solve(matrices, observed.train, observed.held_out)
+    problems = solve(matrices, observed.train, observed.held_out, keep_weights=Step.TARGET in without)
     for c, (weights, problem, bound) in enumerate(zip(matrices, problems, least, strict=True)):
         rows = nearest(weights, scheme, grouping, bound)
-        proposals = propose(problem, grouping, scheme, bound)
+        proposals = propose(problem, grouping, scheme, bound, without)
         yield recipes.best_of(rows, proposals, observed.held_out.of(c), grouping)
 
 

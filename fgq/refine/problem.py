@@ -39,7 +39,7 @@ class Problem:
     target: Float
 
 
-def solve(weights: Float, train: Moments, held_out: Moments) -> list[Problem]:
+def solve(weights: Float, train: Moments, held_out: Moments, *, keep_weights: bool = False) -> list[Problem]:
     """Set up the problems of a layer with the damping that held-out data like best.
 
     Parameters
@@ -47,6 +47,8 @@ def solve(weights: Float, train: Moments, held_out: Moments) -> list[Problem]:
     weights : ndarray of float64, shape (C, M, K)
         The float weights W.
     train, held_out : Moments
+    keep_weights : bool
+        Take W itself as the target, whatever the inputs have become.
 
     Returns
     -------
@@ -61,6 +63,8 @@ def solve(weights: Float, train: Moments, held_out: Moments) -> list[Problem]:
         if best is None or error < least:
             best, least = (hessian, target), error
     assert best is not None
+    if keep_weights:
+        best = best[0], weights
     return [Problem(hessian=hessian, target=target) for hessian, target in zip(*best, strict=True)]
 
 

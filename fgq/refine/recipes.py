@@ -6,10 +6,11 @@ worse there than the nearest one, which every recipe begins with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
+from fgq.config import Step
 from fgq.refine.codebook import Codebook
 from fgq.refine.descent import fit_row_scale, sweep
 from fgq.refine.feedback import Elimination, feed_back
@@ -25,12 +26,17 @@ SWEEPS = 3
 HEADROOM = 1.1
 """Row scales are widened by this factor before feedback, since it makes some groups larger."""
 
-Proposals = Callable[[Problem, Grouping, WeightScheme, Float | None], Iterator[Rows]]
-"""Proposes rows: takes the problem, the groups, the scheme, and lower bounds on the row scales."""
+Proposals = Callable[[Problem, Grouping, WeightScheme, Float | None, Collection[Step]], Iterator[Rows]]
+"""Proposes rows: takes the problem, the groups, the scheme, lower bounds on the row scales, and the steps to
+leave out."""
 
 
 def calibrated(
-    problem: Problem, grouping: Grouping, scheme: WeightScheme, least: Float | None
+    problem: Problem,
+    grouping: Grouping,
+    scheme: WeightScheme,
+    least: Float | None,
+    without: Collection[Step] = (),
 ) -> Iterator[Rows]:
     """Propose the target's nearest rows, with error feedback, then after each sweep of descent."""
     rows = nearest(problem.target, scheme, grouping, least)
@@ -38,18 +44,23 @@ def calibrated(
     if scheme.codes is Codes.INT8:
         return
     codebook = Codebook(scheme.max_code, scheme.alpha_limit)
-    elimination = Elimination.of(problem.hessian, grouping)
-    rows = feed_back(problem.target, elimination, codebook, HEADROOM * rows.row_scale)
-    rows = fit_row_scale(problem, grouping, rows, least)
-    yield rows
-    for _ in range(SWEEPS):
+    if Step.FEEDBACK not in without:
+        elimination = Elimination.of(problem.hessian, grouping)
+        rows = feed_back(problem.target, elimination, codebook, HEADROOM * rows.row_scale)
+        rows = fit_row_scale(problem, grouping, rows, least)
+        yield rows
+    for _ in range(0 if Step.DESCENT in without else SWEEPS):
         rows = sweep(problem, grouping, codebook, rows)
         rows = fit_row_scale(problem, grouping, rows, least)
         yield rows
 
 
 def rescaled(
-    problem: Problem, grouping: Grouping, scheme: WeightScheme, least: Float | None
+    problem: Problem,
+    grouping: Grouping,
+    scheme: WeightScheme,
+    least: Float | None,
+    without: Collection[Step] = (),
 ) -> Iterator[Rows]:
     """Propose the target's nearest rows, then with alphas and row scales fitted to the inputs."""
     rows = nearest(problem.target, scheme, grouping, least)
@@ -57,7 +68,7 @@ def rescaled(
     if scheme.codes is Codes.INT8:
         return
     codebook = Codebook(scheme.max_code, scheme.alpha_limit)
-    for _ in range(SWEEPS):
+    for _ in range(0 if Step.DESCENT in without else SWEEPS):
         rows = sweep(problem, grouping, codebook, rows, keep_codes=True)
         rows = fit_row_scale(problem, grouping, rows, least)
         yield rows

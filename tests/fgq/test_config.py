@@ -19,6 +19,8 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
         ({"weights": "int2"}, "weights: found 'int2', wanted one of ternary, tied, int4, int8"),
         ({"recipe": "best"}, "recipe: found 'best', wanted one of fgq, calibrated, omse-int4"),
         ({"recipe": "omse-int4", "weights": "tied"}, "weights: found tied with the recipe omse-int4"),
+        ({"without": "bias"}, "without: found 'bias', wanted a list of steps"),
+        ({"without": ["weights"]}, "without: found 'weights', wanted one of target, residual, feedback"),
         ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, none"),
         ({"activations": 8}, "activations: found 8"),
         ({"activations": None}, "activations: found None"),

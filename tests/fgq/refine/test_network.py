@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from fgq import Codes, Session, convert
+from fgq.config import Step
 from fgq.converters.layers import find_layers
 from fgq.errors import DataError
 from fgq.quantize import signal_to_noise_db
@@ -57,6 +58,11 @@ def samples(name, count, seed=0):
     return {"x": (smooth + 0.2 * rng.standard_normal((count, 3, 8, 8))).astype(np.float32)}
 
 
+def int8_weights(model):
+    """The weights of a converted model's layers."""
+    return [found[2].int8() for node in ir.from_proto(model).graph if (found := read_layer_weight(node))]
+
+
 def quality(make_model, run, name, calibration, **options):
     """The signal-to-noise ratio of the output on data that calibration has not seen."""
     model = make_model(*MODELS[name])
@@ -67,6 +73,25 @@ def quality(make_model, run, name, calibration, **options):
         Session(result.model.SerializeToString()).run(None, fresh)[0], theirs, 1e-4, 1e-4
     )
     return signal_to_noise_db(run(model, fresh)[0], theirs), result.report
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_are_left_out(make_model, name):
+    def weights(**options):
+        model = make_model(*MODELS[name])
+        converted = convert(
+            model, calibration=samples(name, 64), first_last_int8=False, group_size=8, **options
+        )
+        return [w8.tobytes() for w8 in int8_weights(converted.model)], converted.report
+
+    whole, _ = weights()
+    for step in Step:
+        found, report = weights(without=[step])
+        assert report.to_dict()["options"]["without"] == [step]
+        # The encoder adds to its input, which has lost nothing.
+        assert (found == whole) == ((name, step) == ("encoder", Step.RESIDUAL))
+    # Codes alone: the recipe fgq corrects the row scales of convolutions beside.
+    assert weights(without=list(Step))[0] == weights(recipe="fgq")[0]
 
 
 @pytest.mark.parametrize("codes", [Codes.TERNARY, Codes.TIED, Codes.INT4])
@@ -142,7 +167,7 @@ def test_a_weight_shared_by_two_layers_becomes_two(make_model):
     text = "(float[N,8] x) => (float y) { a = MatMul(x, w)\n r = Relu(a)\n y = MatMul(r, w) }"
     model = make_model(text, {"w": normal(8, 8)})
     result = convert(model, calibration={"x": normal(64, 8)}, first_last_int8=False, group_size=4).model
-    weights = [found[2].int8() for node in ir.from_proto(result).graph if (found := read_layer_weight(node))]
+    weights = int8_weights(result)
     assert len(weights) == 2
     assert not np.array_equal(*weights)
     assert len(find_layers(ir.from_proto(model))) == 2
