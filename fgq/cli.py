@@ -538,6 +538,32 @@ def bench_model(
         display.out.print(display.simple_table(*table, right=right))
 
 
+@bench.command("conversion")
+def bench_conversion(
+    layers: Annotated[
+        int, typer.Option(metavar="L", min=1, help="Of the encoder; 7 million weights each.")
+    ] = 12,
+    samples: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Texts to calibrate on.")] = 256,
+    group_size: Annotated[int, typer.Option(metavar="N", min=1, help="Weights that share one scale.")] = 64,
+    recipe: Annotated[Recipe, typer.Option(help="How weights become integers.")] = Recipe.CALIBRATED,
+    json: Json = False,
+) -> None:
+    """Time the conversion of a transformer encoder of random weights, and measure its memory.
+
+    Example: `fgq bench conversion --layers 2`
+    """
+    from fgq import display
+    from fgq.eval.bench import conversion
+
+    chosen = ConversionConfig(group_size=group_size, recipe=recipe)
+    with display.progress_bar() as advance:
+        measured = conversion.measure(layers, samples, chosen, advance)
+    if json:
+        display.print_json(measured.to_dict())
+    else:
+        display.out.print(display.simple_table(*conversion.table(measured), right=1))
+
+
 def _show_survey(result: Any, *, json: bool) -> None:
     from fgq import display
 
