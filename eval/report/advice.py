@@ -1,0 +1,218 @@
+"""What a report says in plain words: what the conversion changed, which layers cost most, what to try."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fgq.eval.report.quality import SHARES, Measure
+from fgq.eval.report.study import Findings, LayerFindings
+from fgq.eval.stats import Estimate
+from fgq.scheme import Codes
+
+MEASURE_NAMES = {
+    "top1": "top-1 accuracy",
+    "reciprocal_rank": "mean reciprocal rank",
+    "cosine": "cosine to the float output",
+    "agreement": "same class as the float model",
+    "relative_error": "relative error of the output",
+}
+
+COSTLIEST = 5
+"""So many layers are marked at most."""
+
+NAMED = 3
+"""So many of them are named at most."""
+
+MAKE_UP = 2.0
+"""Where the layers' sensitivities add up to this multiple of the model's, it is said why."""
+
+
+LEAST_GROUP = 4
+"""The smallest group that is suggested: its alpha takes as much room as its codes."""
+
+MOST_BITS = 8
+"""Budgets of so many bits are 8-bit weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """Something to try.
+
+    Parameters
+    ----------
+    options : str
+        For `fgq convert`.
+    reason : str
+    """
+
+    options: str
+    reason: str
+
+
+def estimate_text(name: str, estimate: Estimate) -> str:
+    """Write a measure with its interval: shares in percent, all else as it is."""
+    return estimate.percent(2) if name in SHARES else str(estimate)
+
+
+def costliest(findings: Findings) -> list[LayerFindings]:
+    """Return the layers that change the outputs most when quantized alone, the worst first."""
+    known = [layer for layer in findings.layers if (layer.sensitivity or 0.0) > 0.0]
+    return sorted(known, key=lambda layer: -(layer.sensitivity or 0.0))[:COSTLIEST]
+
+
+def total_sensitivity(findings: Findings) -> float:
+    """Return the sum over the layers, of which one alone is a share; NaN ones are left out."""
+    known = (layer.sensitivity for layer in findings.layers)
+    return math.fsum(value for value in known if value is not None and math.isfinite(value))
+
+
+def summary(findings: Findings) -> list[str]:
+    """Say in a few sentences what the conversion did.
+
+    Parameters
+    ----------
+    findings : Findings
+    """
+    return [_quality(findings), _cost(findings), *_layers(findings)]
+
+
+def suggestions(findings: Findings) -> list[Suggestion]:
+    """Say which options of `fgq convert` are worth a try, the most promising first.
+
+    There are none where nothing is lost.
+
+    Parameters
+    ----------
+    findings : Findings
+    """
+    return list(_suggestions(findings)) if loses(findings) else []
+
+
+def loses(findings: Findings) -> bool:
+    """Tell whether the converted model is worse beyond what its interval leaves open, as far as is known."""
+    if not findings.quality.measures:
+        return True
+    difference = findings.quality.measures[0].difference
+    return difference is None or difference.high < 0
+
+
+def _quality(findings: Findings) -> str:
+    quality = findings.quality
+    if not quality.measures:
+        return f"Its quality could not be measured: {quality.problem}."
+    first = quality.measures[0]
+    about = f"on {quality.samples:,} samples"
+    name = MEASURE_NAMES[first.name]
+    if first.before is None or first.difference is None:
+        return f"The converted model compared with the float one {about}: {_alone(quality.measures)}."
+    change = (
+        f"The converted model reaches {_value(first, first.after)} {name} {about}, the float model "
+        f"{_value(first, first.before)}"
+    )
+    if first.difference.low <= 0 <= first.difference.high:
+        return f"{change}; that difference may be chance, as its 95 % interval holds zero."
+    size = abs(first.difference.value)
+    amount = f"{100 * size:.2f} points" if first.name in SHARES else f"{size:.3f}"
+    return f"{change}: {amount} {'less' if first.difference.value < 0 else 'more'}, which is beyond chance."
+
+
+def _alone(measures: Sequence[Measure]) -> str:
+    return ", ".join(f"{MEASURE_NAMES[each.name]} {_value(each, each.after)}" for each in measures)
+
+
+def _value(measure: Measure, estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.2f} %" if measure.name in SHARES else f"{estimate.value:.3f}"
+
+
+def _cost(findings: Findings) -> str:
+    report = findings.report
+    smaller = report.float_bytes / report.converted_bytes
+    text = f"Its file is {smaller:.1f} times smaller, at {report.bits_per_weight:.2f} bits per weight"
+    removed = report.multiplications_removed
+    if removed:
+        text += f"; additions replace {100 * removed:.1f} % of the multiplications by weights"
+    return text + "."
+
+
+def _layers(findings: Findings) -> Iterator[str]:
+    layers = findings.report.layers
+    float_layers = sum(not layer.is_converted for layer in layers)
+    converted = len(layers) - float_layers
+    text = f"{converted} of {len(layers)} layers {'is' if converted == 1 else 'are'} quantized"
+    yield f"{text}; why the others are not stands below." if float_layers else f"{text}."
+    total = total_sensitivity(findings)
+    worst = costliest(findings)[:NAMED]
+    if worst:
+        named = ", ".join(f"{layer.report.name} ({_share(layer, total)})" for layer in worst)
+        yield (
+            f"Quantized alone, the layers that change the output most are {named}: shares of what all such "
+            "changes add up to."
+            if len(worst) > 1
+            else f"The output changes through {worst[0].report.name} alone."
+        )
+    if math.isfinite(findings.whole) and total > MAKE_UP * findings.whole:
+        yield (
+            f"All layers together change it less ({findings.whole:.2g}) than each alone adds up to "
+            f"({total:.2g}). Calibrated layers make up for what earlier ones lose; alone, where nothing was "
+            "lost before, that counts as a change."
+        )
+
+
+def _share(layer: LayerFindings, total: float) -> str:
+    return f"{100 * (layer.sensitivity or 0.0) / total:.0f} %"
+
+
+def _suggestions(findings: Findings) -> Iterator[Suggestion]:
+    low = [layer for layer in findings.layers if layer.scheme and layer.scheme.codes is not Codes.INT8]
+    sizes = [layer.scheme.group_size or 1 for layer in low if layer.scheme]
+    N = max(sizes, default=0)
+    yield from _where_it_pays(findings, low, N)
+    if N > LEAST_GROUP:
+        smaller = max(N // 4, LEAST_GROUP)
+        more = 8 / smaller - 8 / N
+        yield Suggestion(
+            f"--group-size {smaller}",
+            f"smaller groups follow the weights closer, for {more:.2g} bits a weight more",
+        )
+    if any(layer.scheme and layer.scheme.codes is Codes.TERNARY for layer in low):
+        yield Suggestion(
+            "--weights tied", "nine levels in place of three, in 4 bits, still without multiplications"
+        )
+    if any(layer.report.activations == "int4" for layer in findings.layers):
+        yield Suggestion("--activations int8", "256 levels of activations in place of 16")
+    if low:
+        yield Suggestion(
+            "--recipe calibrated",
+            "if it was converted by another recipe, or with few samples: with some hundred, groups are "
+            "chosen for what they do to the output",
+        )
+
+
+def _where_it_pays(findings: Findings, low: Sequence[LayerFindings], N: int) -> Iterator[Suggestion]:
+    """Yield what gives more bits to the layers that make up half of the loss, where they are few."""
+    order = sorted(low, key=lambda layer: -(layer.sensitivity or 0.0))
+    values = [layer.sensitivity or 0.0 for layer in order]
+    if not (math.isfinite(sum(values)) and sum(values) > 0.0):
+        return
+    half = next(n for n in range(1, len(values) + 1) if sum(values[:n]) >= sum(values) / 2)
+    held = sum(layer.memory_bits * layer.report.weights for layer in findings.layers if layer.scheme)
+    weights = sum(layer.report.weights for layer in findings.layers if layer.scheme)
+    target = math.floor(held / weights) + 1
+    if target < MOST_BITS:
+        yield Suggestion(
+            f"--target-bits {target} --group-size {N}",
+            f"gives the sensitive layers tied or 8-bit codes, for {target} bits a weight in memory, where "
+            f"there are {held / weights:.2g} now",
+        )
+    if half <= len(low) / 4 or half == 1 < len(low):
+        names = [layer.report.name for layer in order[:half]]
+        size = sum(layer.report.weights * (32 - layer.report.bits_per_weight) for layer in order[:half]) / 8
+        yield Suggestion(
+            f"--exclude {shlex.quote('^(' + '|'.join(map(re.escape, names)) + ')$')}",
+            "leaves float the layers that make up half of what low bits change, for "
+            f"{size / 1e6:.2g} MB more",
+        )
