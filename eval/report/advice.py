@@ -37,6 +37,9 @@ LEAST_GROUP = 4
 MOST_BITS = 8
 """Budgets of so many bits are 8-bit weights."""
 
+FEW = 8
+"""Layers are few where they are this part of all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
@@ -59,15 +62,29 @@ def estimate_text(name: str, estimate: Estimate) -> str:
 
 
 def costliest(findings: Findings) -> list[LayerFindings]:
-    """Return the layers that change the outputs most when quantized alone, the worst first."""
-    known = [layer for layer in findings.layers if (layer.sensitivity or 0.0) > 0.0]
-    return sorted(known, key=lambda layer: -(layer.sensitivity or 0.0))[:COSTLIEST]
+    """Return the layers that change the outputs most when quantized alone, the worst first.
+
+    A change that is no finite number is the worst.
+    """
+    changes = [(_worst_if_not_finite(layer.sensitivity), layer) for layer in findings.layers]
+    known = [(change, layer) for change, layer in changes if change > 0.0]
+    return [layer for _, layer in sorted(known, key=lambda each: -each[0])[:COSTLIEST]]
 
 
 def total_sensitivity(findings: Findings) -> float:
-    """Return the sum over the layers, of which one alone is a share; NaN ones are left out."""
+    """Return the sum over the layers of what is finite."""
     known = (layer.sensitivity for layer in findings.layers)
     return math.fsum(value for value in known if value is not None and math.isfinite(value))
+
+
+def share_text(sensitivity: float | None, total: float) -> str:
+    """Write a layer's part of the sum over all; nothing where it has none."""
+    if sensitivity is None or (not total and math.isfinite(sensitivity)):
+        return ""
+    if not math.isfinite(sensitivity):
+        return "not finite"
+    share = 100 * sensitivity / total
+    return "< 1 %" if share < 1 else f"{share:.0f} %"
 
 
 def summary(findings: Findings) -> list[str]:
@@ -98,6 +115,11 @@ def loses(findings: Findings) -> bool:
         return True
     difference = findings.quality.measures[0].difference
     return difference is None or difference.high < 0
+
+
+def _worst_if_not_finite(sensitivity: float | None) -> float:
+    value = sensitivity or 0.0
+    return value if math.isfinite(value) else math.inf
 
 
 def _quality(findings: Findings) -> str:
@@ -147,7 +169,7 @@ def _layers(findings: Findings) -> Iterator[str]:
     total = total_sensitivity(findings)
     worst = costliest(findings)[:NAMED]
     if worst:
-        named = ", ".join(f"{layer.report.name} ({_share(layer, total)})" for layer in worst)
+        named = ", ".join(f"{layer.report.name} ({share_text(layer.sensitivity, total)})" for layer in worst)
         yield (
             f"Quantized alone, the layers that change the output most are {named}: shares of what all such "
             "changes add up to."
@@ -162,15 +184,15 @@ def _layers(findings: Findings) -> Iterator[str]:
         )
 
 
-def _share(layer: LayerFindings, total: float) -> str:
-    return f"{100 * (layer.sensitivity or 0.0) / total:.0f} %"
-
-
 def _suggestions(findings: Findings) -> Iterator[Suggestion]:
     low = [layer for layer in findings.layers if layer.scheme and layer.scheme.codes is not Codes.INT8]
-    sizes = [layer.scheme.group_size or 1 for layer in low if layer.scheme]
-    N = max(sizes, default=0)
-    yield from _where_it_pays(findings, low, N)
+    N = max((layer.scheme.group_size or 1 for layer in low if layer.scheme), default=0)
+    if low:
+        yield from _budget(findings, N)
+    if any(layer.scheme and layer.scheme.codes is Codes.TERNARY for layer in low):
+        yield Suggestion(
+            "--weights tied", "nine levels in place of three, in 4 bits, still without multiplications"
+        )
     if N > LEAST_GROUP:
         smaller = max(N // 4, LEAST_GROUP)
         more = 8 / smaller - 8 / N
@@ -178,12 +200,9 @@ def _suggestions(findings: Findings) -> Iterator[Suggestion]:
             f"--group-size {smaller}",
             f"smaller groups follow the weights closer, for {more:.2g} bits a weight more",
         )
-    if any(layer.scheme and layer.scheme.codes is Codes.TERNARY for layer in low):
-        yield Suggestion(
-            "--weights tied", "nine levels in place of three, in 4 bits, still without multiplications"
-        )
     if any(layer.report.activations == "int4" for layer in findings.layers):
         yield Suggestion("--activations int8", "256 levels of activations in place of 16")
+    yield from _exclusion(low)
     if low:
         yield Suggestion(
             "--recipe calibrated",
@@ -192,27 +211,31 @@ def _suggestions(findings: Findings) -> Iterator[Suggestion]:
         )
 
 
-def _where_it_pays(findings: Findings, low: Sequence[LayerFindings], N: int) -> Iterator[Suggestion]:
-    """Yield what gives more bits to the layers that make up half of the loss, where they are few."""
-    order = sorted(low, key=lambda layer: -(layer.sensitivity or 0.0))
-    values = [layer.sensitivity or 0.0 for layer in order]
-    if not (math.isfinite(sum(values)) and sum(values) > 0.0):
-        return
-    half = next(n for n in range(1, len(values) + 1) if sum(values[:n]) >= sum(values) / 2)
-    held = sum(layer.memory_bits * layer.report.weights for layer in findings.layers if layer.scheme)
-    weights = sum(layer.report.weights for layer in findings.layers if layer.scheme)
-    target = math.floor(held / weights) + 1
+def _budget(findings: Findings, N: int) -> Iterator[Suggestion]:
+    """Yield a budget of about one bit more for each weight, for which a plan is made."""
+    layers = [layer for layer in findings.layers if layer.scheme]
+    held = sum(layer.memory_bits * layer.report.weights for layer in layers)
+    now = held / sum(layer.report.weights for layer in layers)
+    target = math.floor(now) + 1
     if target < MOST_BITS:
         yield Suggestion(
             f"--target-bits {target} --group-size {N}",
-            f"gives the sensitive layers tied or 8-bit codes, for {target} bits a weight in memory, where "
-            f"there are {held / weights:.2g} now",
+            f"gives sensitive layers tied or 8-bit codes, for {target} bits a weight in memory, where there "
+            f"are {now:.2g} now",
         )
-    if half <= len(low) / 4 or half == 1 < len(low):
+
+
+def _exclusion(low: Sequence[LayerFindings]) -> Iterator[Suggestion]:
+    """Yield the layers that make up half of the loss, where they are few."""
+    order = sorted(low, key=lambda layer: -_worst_if_not_finite(layer.sensitivity))
+    values = [_worst_if_not_finite(layer.sensitivity) for layer in order]
+    if len(low) < 2 or values[0] == 0.0:
+        return
+    half = next(n for n in range(1, len(values) + 1) if sum(values[:n]) >= sum(values) / 2)
+    if half <= max(1, len(low) // FEW):
         names = [layer.report.name for layer in order[:half]]
-        size = sum(layer.report.weights * (32 - layer.report.bits_per_weight) for layer in order[:half]) / 8
+        bits = sum(layer.report.weights * (32 - layer.report.bits_per_weight) for layer in order[:half])
         yield Suggestion(
             f"--exclude {shlex.quote('^(' + '|'.join(map(re.escape, names)) + ')$')}",
-            "leaves float the layers that make up half of what low bits change, for "
-            f"{size / 1e6:.2g} MB more",
+            f"leaves float what makes up half of the changes by low bits, for {bits / 8e6:.2g} MB more",
         )

@@ -134,10 +134,10 @@ def _report(entry: Choice | FloatNode, quantized: Mapping[ir.Node, QuantizedLaye
     pair = quantized.get(node)
     if isinstance(entry, Choice) and pair is not None:
         report = _describe(entry, pair)
-    elif isinstance(entry, Choice):
-        report = describe(FloatNode(node, LEFT_OUT), None, Form.PACKED)
     else:
         report = describe(entry, None, Form.PACKED)
+        if isinstance(entry, Choice):  # with its weights and multiplications, which count
+            report = replace(report, scheme="float", activations="float", reason=LEFT_OUT)
     return ReportedLayer(report=report, result=str(node.outputs[0].name), quantized=pair)
 
 

@@ -12,6 +12,7 @@ from fgq.eval.report.advice import (
     MEASURE_NAMES,
     costliest,
     estimate_text,
+    share_text,
     suggestions,
     summary,
     total_sensitivity,
@@ -189,7 +190,7 @@ def layer_views(findings: Findings) -> list[LayerView]:
             report=layer.report,
             facts=_facts(layer),
             sensitivity=Bar(number(layer.sensitivity), sensitivities[index]),
-            share=_share(layer.sensitivity, total),
+            share=share_text(layer.sensitivity, total),
             noise=Bar(decibels(layer.signal_to_noise_db), noises[index]),
             bits=Bar(NOTHING if bits[index] is None else f"{bits[index]:.2f}", length),
             weights=_weights(layer.weights),
@@ -210,13 +211,6 @@ def decibels(value: float | None) -> str:
     if value is None:
         return NOTHING
     return "exact" if value == math.inf else f"{value:.1f}"
-
-
-def _share(value: float | None, total: float) -> str:
-    if value is None or not math.isfinite(value) or not total:
-        return ""
-    share = 100 * value / total
-    return "< 1 %" if share < 1 else f"{share:.0f} %"
 
 
 def _facts(layer: LayerFindings) -> str:
@@ -245,7 +239,8 @@ def _weights(histogram: WeightHistogram | None) -> Picture | None:
     if histogram.thresholds is not None:
         low, median, high = histogram.thresholds
         sentences.append(
-            f"Half a step: {median:.2g} in the median group, {low:.2g} to {high:.2g} in nine of ten."
+            f"Nearest to zero are those below {median:.2g} in the median group, {low:.2g} to {high:.2g} in "
+            "nine of ten."
         )
     shapes = charts.weight_shapes(histogram)
     return Picture(shapes, f"{histogram.low:.2g}", f"{histogram.high:.2g}", sentences)
@@ -261,8 +256,8 @@ def _activations(histogram: ActivationHistogram | None) -> Picture | None:
         low, high = histogram.range
         sentences.append(
             f"{histogram.quantizer.highest + 1} levels from {low:.3g} to {high:.3g}; "
-            f"{_percent(histogram.clipped_share)} of the values are clipped, and "
-            f"{decibels(histogram.signal_to_noise_db)} dB are left."
+            f"{_percent(histogram.clipped_share)} of the values are clipped; signal to noise "
+            f"{decibels(histogram.signal_to_noise_db)} dB."
         )
     shapes = charts.activation_shapes(histogram)
     return Picture(shapes, f"{histogram.low:.3g}", f"{histogram.high:.3g}", sentences)
