@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from fgq.eval.report.quality import SHARES, Measure
 from fgq.eval.report.study import Findings, LayerFindings
 from fgq.eval.stats import Estimate
+from fgq.report import Report
 from fgq.scheme import Codes
 
 MEASURE_NAMES = {
     "top1": "top-1 accuracy",
     "reciprocal_rank": "mean reciprocal rank",
     "cosine": "cosine to the float output",
-    "agreement": "same class as the float model",
+    "agreement": "same largest entry as the float model",
     "relative_error": "relative error of the output",
 }
 
@@ -29,7 +30,6 @@ NAMED = 3
 
 MAKE_UP = 2.0
 """Where the layers' sensitivities add up to this multiple of the model's, it is said why."""
-
 
 LEAST_GROUP = 4
 """The smallest group that is suggested: its alpha takes as much room as its codes."""
@@ -59,6 +59,12 @@ class Suggestion:
 def estimate_text(name: str, estimate: Estimate) -> str:
     """Write a measure with its interval: shares in percent, all else as it is."""
     return estimate.percent(2) if name in SHARES else str(estimate)
+
+
+def size_change(report: Report) -> str:
+    """Say how much smaller a file has become, or larger, as those of very small models do."""
+    ratio = report.float_bytes / report.converted_bytes
+    return f"{ratio:.1f} times smaller" if ratio >= 1 else f"{1 / ratio:.1f} times larger"
 
 
 def costliest(findings: Findings) -> list[LayerFindings]:
@@ -152,8 +158,7 @@ def _value(measure: Measure, estimate: Estimate) -> str:
 
 def _cost(findings: Findings) -> str:
     report = findings.report
-    smaller = report.float_bytes / report.converted_bytes
-    text = f"Its file is {smaller:.1f} times smaller, at {report.bits_per_weight:.2f} bits per weight"
+    text = f"Its file is {size_change(report)}, at {report.bits_per_weight:.2f} bits per weight"
     removed = report.multiplications_removed
     if removed:
         text += f"; additions replace {100 * removed:.1f} % of the multiplications by weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -158,6 +159,6 @@ def _thresholds(tensor: QuantizedTensor) -> Thresholds | None:
         scale = scale.reshape(along)
     # Planes of one layer have steps of their own; the finest is what is left of small weights.
     steps = [plane.alpha.astype(np.float64) * scale for plane in tensor.planes]
-    step = np.minimum.reduce([np.where(each > 0, each, np.inf) for each in steps])
+    step = reduce(np.minimum, [np.where(each > 0, each, np.inf) for each in steps])
     used = step[np.isfinite(step)]
     return Thresholds(*(float(q) for q in np.quantile(used, [0.05, 0.5, 0.95]) / 2)) if used.size else None

@@ -13,6 +13,7 @@ from fgq.eval.report.advice import (
     costliest,
     estimate_text,
     share_text,
+    size_change,
     suggestions,
     summary,
     total_sensitivity,
@@ -77,8 +78,6 @@ class LayerView:
 
     Parameters
     ----------
-    number : int
-        Its place, from 1.
     report : LayerReport
     facts : str
         Operator, shape and schemes.
@@ -90,7 +89,6 @@ class LayerView:
         Whether the summary may name it.
     """
 
-    number: int
     report: LayerReport
     facts: str
     sensitivity: Bar
@@ -163,8 +161,7 @@ def comparison(findings: Findings) -> list[tuple[str, str, str, str]]:
     """Return what is measured, before, after, and the difference, row by row."""
     report = findings.report
     rows = [_measure_row(measure) for measure in findings.quality.measures]
-    smaller = f"{report.float_bytes / report.converted_bytes:.1f} times smaller"
-    rows.append(("file", _size(report.float_bytes), _size(report.converted_bytes), smaller))
+    rows.append(("file", _size(report.float_bytes), _size(report.converted_bytes), size_change(report)))
     rows.append(("bits per weight, scales counted", "32.00", f"{report.bits_per_weight:.2f}", ""))
     removed = report.multiplications_removed
     if removed is not None:
@@ -186,7 +183,6 @@ def layer_views(findings: Findings) -> list[LayerView]:
     bits = [layer.report.bits_per_weight if layer.report.is_converted else None for layer in layers]
     return [
         LayerView(
-            number=index + 1,
             report=layer.report,
             facts=_facts(layer),
             sensitivity=Bar(number(layer.sensitivity), sensitivities[index]),

@@ -14,7 +14,7 @@ from fgq.calibrate import observe
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
-from fgq.data import Feed, as_batches, input_specs
+from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
 from fgq.eval.compare import BATCH, compare
 from fgq.eval.datasets import open_dataset
 from fgq.eval.report.histograms import (
@@ -143,8 +143,8 @@ def study(
     pairs = [entry.quantized for entry in found if entry.quantized is not None]
 
     samples = open_dataset(data, float_model, "test")
-    few = samples.first(LAYER_SAMPLES if limit is None else min(limit, LAYER_SAMPLES))
-    feeds = list(as_batches(few, input_specs(model), BATCH))
+    feeds = _first_batches(samples, input_specs(model), limit)
+    count = sum(len(next(iter(feed.values()))) for feed in feeds)
     is_classifier = samples.labels is not None
     sensitivity = Sensitivity(model, feeds, classifier=is_classifier)
     moved = sensitivity.of_layers(pairs, candidate, partial(progress, "sensitivity"))
@@ -152,7 +152,7 @@ def study(
     errors = {
         error.name: error.signal_to_noise_db
         for error in compare(
-            float_model, converted, feeds, lambda done: progress("compare layers", done, len(few))
+            float_model, converted, feeds, lambda done: progress("compare layers", done, count)
         )
     }
     layers = tuple(_findings(entry, moved, errors, seen) for entry in found)
@@ -169,11 +169,18 @@ def study(
         ),
         quality=measure_quality((float_model, converted), data, samples, limit, progress),
         is_classifier=is_classifier,
-        layer_samples=sum(len(next(iter(feed.values()))) for feed in feeds),
+        layer_samples=count,
         layers=layers,
         whole=sensitivity.of_model(candidate),
         provenance=origins,
     )
+
+
+def _first_batches(samples: Samples, inputs: Sequence[InputSpec], limit: int | None) -> list[Feed]:
+    """Return about LAYER_SAMPLES samples in whole batches, where the model fixes their size."""
+    fixed = next((spec.fixed_batch for spec in inputs if spec.fixed_batch is not None), 1)
+    count = max(LAYER_SAMPLES // fixed, 1) * fixed
+    return list(as_batches(samples.first(count if limit is None else min(limit, count)), inputs, BATCH))
 
 
 def _observe(

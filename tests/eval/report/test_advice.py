@@ -70,7 +70,7 @@ class TestSummary:
     def test_without_labels(self, findings):
         measures = (Measure(name="agreement", before=None, after=Estimate(0.5, 0.4, 0.6), difference=None),)
         text = summary(replace(findings, quality=Quality(samples=2, measures=measures)))[0]
-        assert text.endswith("on 2 samples: same class as the float model 50.00 %.")
+        assert text.endswith("on 2 samples: same largest entry as the float model 50.00 %.")
 
     def test_a_problem(self, findings):
         problem = replace(findings, quality=Quality(samples=0, measures=(), problem="found NaN"))
@@ -100,6 +100,10 @@ class TestSummary:
         assert total_sensitivity(some) == 0.0
         assert "most" not in " ".join(summary(some)[1:])
         assert suggestions(with_difference(some, -0.05, -0.06, -0.04))
+
+    def test_a_file_that_grew(self, findings):
+        grown = replace(findings, report=replace(findings.report, float_bytes=100, converted_bytes=150))
+        assert summary(grown)[1].startswith("Its file is 1.5 times larger, at ")
 
     def test_one_layer(self, findings):
         assert summary(with_sensitivities(findings, 2.0))[3] == "The output changes through l.0 alone."

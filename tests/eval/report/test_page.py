@@ -191,6 +191,19 @@ def test_layers_are_measured_on_few_samples(findings, hostile):
     assert hostile.layer_samples == hostile.quality.samples == 9
 
 
+@pytest.mark.parametrize(("batch", "measured"), [(7, 63), (70, 70)])
+def test_a_fixed_batch(files, tmp_path, batch, measured):
+    fixed = []
+    for path in files[:2]:
+        model = onnx.load(path)
+        del model.graph.value_info[:]
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+        fixed.append(tmp_path / path.name)
+        onnx.save(model, fixed[-1])
+    found = study(*fixed, str(files.labelled), limit=None, command=[], progress=silent)
+    assert (found.layer_samples, found.quality.samples) == (measured, 70)
+
+
 def test_size_grows_little_with_layers(findings):
     """A model of 300 layers takes some MB, not some hundred."""
     many = tuple(findings.layers[1] for _ in range(300))
