@@ -37,6 +37,9 @@ LEAST_GROUP = 4
 MOST_BITS = 8
 """Budgets of so many bits are 8-bit weights."""
 
+MOSTLY_FLOAT = 0.25
+"""Where float constants take more than this share of the file, it is said."""
+
 FEW = 8
 """Layers are few where they are this part of all."""
 
@@ -158,10 +161,13 @@ def _value(measure: Measure, estimate: Estimate) -> str:
 
 def _cost(findings: Findings) -> str:
     report = findings.report
-    text = f"Its file is {size_change(report)}, at {report.bits_per_weight:.2f} bits per weight"
+    text = f"Its file is {size_change(report)}, at {report.bits_per_weight:.2f} bits per weight of its layers"
     removed = report.multiplications_removed
     if removed:
         text += f"; additions replace {100 * removed:.1f} % of the multiplications by weights"
+    share = findings.float_bytes / report.converted_bytes
+    if share > MOSTLY_FLOAT:
+        text += f". Float constants, such as embeddings, are {100 * share:.0f} % of the file"
     return text + "."
 
 

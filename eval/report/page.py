@@ -154,6 +154,7 @@ def render(findings: Findings) -> str:
         float_layers=[view for view in layers if not view.report.is_converted],
         measure=_MEASURES[findings.is_classifier],
         box=charts,
+        nothing=NOTHING,
     )
 
 
@@ -162,7 +163,10 @@ def comparison(findings: Findings) -> list[tuple[str, str, str, str]]:
     report = findings.report
     rows = [_measure_row(measure) for measure in findings.quality.measures]
     rows.append(("file", _size(report.float_bytes), _size(report.converted_bytes), size_change(report)))
-    rows.append(("bits per weight, scales counted", "32.00", f"{report.bits_per_weight:.2f}", ""))
+    rows.append(("float constants in it", "", _size(findings.float_bytes), ""))
+    rows.append(
+        ("bits per weight of the layers, scales counted", "32.00", f"{report.bits_per_weight:.2f}", "")
+    )
     removed = report.multiplications_removed
     if removed is not None:
         before = sum(layer.multiplications or 0 for layer in report.layers)

@@ -89,6 +89,8 @@ class Findings:
         Samples on which layers were measured.
     layers : tuple of LayerFindings
         In graph order, those of `report`.
+    float_bytes : int
+        What float constants take in the converted file: embeddings, float layers, scales.
     whole : float
         The sensitivity of the model to all that was done to it.
     provenance : Provenance
@@ -102,6 +104,7 @@ class Findings:
     is_classifier: bool
     layer_samples: int
     layers: tuple[LayerFindings, ...]
+    float_bytes: int
     whole: float
     provenance: Provenance
 
@@ -171,9 +174,15 @@ def study(
         is_classifier=is_classifier,
         layer_samples=count,
         layers=layers,
+        float_bytes=_float_bytes(candidate),
         whole=sensitivity.of_model(candidate),
         provenance=origins,
     )
+
+
+def _float_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.dtype.is_floating_point())
 
 
 def _first_batches(samples: Samples, inputs: Sequence[InputSpec], limit: int | None) -> list[Feed]:

@@ -105,6 +105,11 @@ class TestSummary:
         grown = replace(findings, report=replace(findings.report, float_bytes=100, converted_bytes=150))
         assert summary(grown)[1].startswith("Its file is 1.5 times larger, at ")
 
+    def test_a_file_of_embeddings(self, findings):
+        report = replace(findings.report, converted_bytes=1000)
+        assert "are 90 % of the file." in summary(replace(findings, report=report, float_bytes=900))[1]
+        assert "of the file" not in summary(replace(findings, report=report, float_bytes=200))[1]
+
     def test_one_layer(self, findings):
         assert summary(with_sensitivities(findings, 2.0))[3] == "The output changes through l.0 alone."
 

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from fgq import convert
 from fgq.eval.report.page import comparison, render
@@ -83,7 +84,7 @@ def test_lists_are_complete(findings):
     assert "it could be converted, and was left out (--include, --exclude)" in rows[-1]
     assert count(document, "details") == 3
     assert count(document, "svg", class_="histogram") == 2 * 3
-    assert count(document, "svg", class_="bar") == 3 * 4
+    assert count(document, "svg", class_="bar") == 3 * 3 + 1  # of the float layer a ratio alone
 
 
 def test_figures(findings):
@@ -108,6 +109,13 @@ def test_multiplications(findings):
     # Groups of four along 8 channels: a quarter of the second convolution stays; the third is float.
     assert after == f"{64 * (27 * 8 + 18 * 8 + 8 * 6) + 30:,}"
     assert share.startswith("-")
+
+
+def test_float_constants(findings, files):
+    """Those of the layer that was left out, and the scales."""
+    arrays = map(numpy_helper.to_array, onnx.load(files.converted).graph.initializer)
+    expected = sum(array.nbytes for array in arrays if array.dtype.kind == "f")
+    assert 4 * 48 < expected == findings.float_bytes
 
 
 def test_every_picture_has_a_title(findings):
@@ -240,4 +248,4 @@ class TestBrowser:
         title, room, needed, pictures, shown = self.title(text, tmp_path, width)
         assert title == "converted.onnx – fgq report"  # no name was run, which would have changed it
         assert int(needed) <= int(room) <= width
-        assert int(pictures) == int(shown) == 3 * 4 + 2 * 3
+        assert int(pictures) == int(shown) == 3 * 3 + 1 + 2 * 3
