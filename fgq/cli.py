@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
+from fgq.cli_report import report
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
@@ -325,6 +326,9 @@ def compare(
         for error in errors
     ]
     display.out.print(display.simple_table(["layer", "operator", "SNR dB", "cosine"], rows, right=2))
+
+
+app.command()(report)
 
 
 @app.command()

@@ -178,7 +178,7 @@ def _sensitivities(
                 )
                 replaced = {layer.node: Replacement(layer.weight_index, tensor.dequantize())}
                 run = Piece(model, rest, made, replaced)
-                costs[place] = _error(exact, [run(values) for values in prefix.batches])
+                costs[place] = relative_error(exact, [run(values) for values in prefix.batches])
         found.append(costs)
     return found
 
@@ -189,7 +189,7 @@ def _first(feeds: Sequence[Feed]) -> list[Feed]:
     return list(feeds[: 1 + int(np.searchsorted(np.cumsum(lengths), _SAMPLES))])
 
 
-def _error(
+def relative_error(
     exact: Sequence[Mapping[str, NDArray[np.floating]]], found: Sequence[Mapping[str, NDArray[np.floating]]]
 ) -> float:
     """Return the relative squared error of all float outputs, each output weighing the same."""

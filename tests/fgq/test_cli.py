@@ -19,7 +19,7 @@ from onnx import helper
 from fgq.eval import characters
 
 FGQ = Path(sys.executable).with_name("fgq")
-COMMANDS = ("convert", "inspect", "eval", "compare", "run", "export", "warmup")
+COMMANDS = ("convert", "inspect", "eval", "compare", "report", "run", "export", "warmup")
 
 TEXT = """(float[N,3,8,8] x) => (float[N,4] y) {
     a = Conv<pads=[1,1,1,1]>(x, w)
