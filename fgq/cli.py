@@ -553,15 +553,15 @@ def study_group_size(
     from fgq.eval.study import group_size, plot, rows
 
     plot.matplotlib()  # refused before the work
-    given = {"sizes": None if sizes is None else _whole_numbers("sizes", sizes), "recipes": recipe}
     plan = group_size.Plan(
         model=model,
         data=data,
         calibration=calibration_data,
+        sizes=group_size.SIZES if sizes is None else _whole_numbers("sizes", sizes),
+        recipes=tuple(recipe or [Recipe.CALIBRATED]),
         activations=activations,
         limit=limit,
         threads=threads,
-        **{name: tuple(found) for name, found in given.items() if found is not None},
     )
     with display.progress_bar(group_size.OVERALL) as advance:
         result = group_size.study_group_size(plan, output, advance)
@@ -574,9 +574,9 @@ def study_group_size(
         display.print_line(f"wrote {path}")
 
 
-def _whole_numbers(name: str, text: str) -> list[int]:
+def _whole_numbers(name: str, text: str) -> tuple[int, ...]:
     try:
-        return [int(part) for part in text.split(",")]
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{name}: found {text!r}, wanted whole numbers with commas, such as 4,64") from None
 

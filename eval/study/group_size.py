@@ -10,18 +10,16 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from fgq import onnx_file
 from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.errors import ConfigError, OutputError
 from fgq.eval.datasets import calibration_data, open_dataset
-from fgq.eval.evaluation import Row as Evaluated
 from fgq.eval.evaluation import evaluate
-from fgq.eval.study.kept import data_identity, digest, kept_json, model_digest
+from fgq.eval.study.kept import data_identity, digest, kept, model_digest
 from fgq.eval.study.latency import ENGINES, FLOAT, kept_times
 from fgq.eval.study.plot import draw_group_size
-from fgq.eval.study.rows import Costs, Quality, Row, Study, write_csv
+from fgq.eval.study.rows import Costs, Qualities, Quality, Row, Study, write_csv
 from fgq.pipeline import Progress, convert_file
 from fgq.survey import model_bytes
 
@@ -95,8 +93,8 @@ def study_group_size(plan: Plan, folder: Path, progress: Progress) -> Study:
     ----------
     plan : Plan
     folder : Path
-        Made where it is missing. Converted models, what was measured and undisturbed timings are kept here
-        and found again.
+        Made where it is missing. Converted models, what was measured and undisturbed timings are kept in its
+        folder ``kept`` and found again.
     progress : callable
         Called as ``progress(stage, done, total)``; with the stage `OVERALL` after each model.
 
@@ -114,32 +112,34 @@ def study_group_size(plan: Plan, folder: Path, progress: Progress) -> Study:
             "--calibration-data",
             stacklevel=2,
         )
+    kept_folder = folder / "kept"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        kept_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
+        raise OutputError(f"{kept_folder}: cannot be made ({error.strerror})") from None
     model = model_digest(plan.model)
-    trials = [_Trial.of(plan, config, folder, model) for config in plan.configs]
-    missing = [trial for trial in trials if not trial.is_done]
-    progress(OVERALL, 0, len(missing) + 1)
-    for done, trial in enumerate(missing, 1):
-        trial.run(progress)
-        progress(OVERALL, done, len(missing) + 1)
-    found = [trial.run(progress) for trial in trials]
+    trials = [_Trial.of(plan, config, kept_folder, model) for config in plan.configs]
+    missing, done = sum(not trial.is_done for trial in trials), 0
+    found = []
+    for trial in trials:
+        progress(OVERALL, done, missing + 1)
+        done += not trial.is_done
+        found.append(trial.run(progress))
+    progress(OVERALL, done, missing + 1)
     size = model_bytes(plan.model, onnx_file.load(plan.model))
     times = kept_times(
         plan.model,
         {trial.converted.stem: trial.converted for trial in trials},
         plan.calibration or plan.data,
         plan.threads,
-        folder,
+        kept_folder,
         progress,
     )
     float_row = Row(
         recipe=None,
         group_size=None,
         costs=Costs.of_float(size),
-        quality=found[0][1],
+        quality=found[0][1].exact,
         milliseconds=times.milliseconds[FLOAT],
     )
     return Study(
@@ -157,10 +157,10 @@ def study_group_size(plan: Plan, folder: Path, progress: Progress) -> Study:
                     recipe=trial.config.recipe,
                     group_size=trial.config.group_size,
                     costs=costs,
-                    quality=quality,
+                    quality=qualities.converted,
                     milliseconds=times.milliseconds[trial.converted.stem],
                 )
-                for trial, (costs, _, quality) in zip(trials, found, strict=True)
+                for trial, (costs, qualities) in zip(trials, found, strict=True)
             ),
         ),
     )
@@ -215,8 +215,8 @@ class _Trial:
     def is_done(self) -> bool:
         return all(path.exists() for path in (self.converted, self.costs, self.quality))
 
-    def run(self, progress: Progress) -> tuple[Costs, Quality, Quality]:
-        """Return its costs and the quality of the float and of the converted model; find or make them."""
+    def run(self, progress: Progress) -> tuple[Costs, Qualities]:
+        """Convert and measure, or find what that gave."""
         name = f"{self.config.recipe} N={self.config.group_size}"
 
         def stage(what: str, done: int, total: int | None) -> None:
@@ -224,24 +224,21 @@ class _Trial:
 
         if not self.converted.exists():
             self.costs.unlink(missing_ok=True)
-        costs = kept_json(self.costs, lambda: asdict(self._convert(stage)))
-        qualities = kept_json(self.quality, lambda: self._evaluate(stage))
-        exact, converted = (Quality.from_dict(qualities[which]) for which in ("float", "converted"))
-        return Costs(**costs), exact, converted
+        costs = kept(self.costs, lambda: self._convert(stage), lambda plain: Costs(**plain))
+        return costs, kept(self.quality, lambda: self._evaluate(stage), Qualities.from_dict)
 
     def _convert(self, progress: Progress) -> Costs:
         data = calibration_data(self.plan.calibration or self.plan.data, self.plan.model)
         return Costs.of(convert_file(self.plan.model, self.converted, self.config, data, progress))
 
-    def _evaluate(self, progress: Progress) -> dict[str, Any]:
+    def _evaluate(self, progress: Progress) -> Qualities:
         plan = self.plan
 
-        def shorter(name: str, done: int, total: int | None) -> None:
+        def stage(_: str, done: int, total: int | None) -> None:
             progress("measure", done, total)
 
-        rows = evaluate([plan.model, self.converted], plan.data, ["onnxruntime"], plan.limit, shorter)
-        return {which: asdict(_quality(row)) for which, row in zip(("float", "converted"), rows, strict=True)}
-
-
-def _quality(row: Evaluated) -> Quality:
-    return Quality(samples=row.samples, measures=row.measures, difference=row.difference)
+        exact, converted = (
+            Quality(samples=row.samples, measures=row.measures, difference=row.difference)
+            for row in evaluate([plan.model, self.converted], plan.data, ["onnxruntime"], plan.limit, stage)
+        )
+        return Qualities(exact=exact, converted=converted)

@@ -10,12 +10,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fgq import onnx_file
 from fgq.errors import DataError
+
+T = TypeVar("T")
 
 _DIGITS = 12
 """Of a digest, in a file's name."""
@@ -73,35 +76,65 @@ def data_identity(data: str) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def kept_json(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept(path: Path, make: Callable[[], T], read: Callable[[dict[str, Any]], T]) -> T:
     """Return what a file holds; where there is none, make it and keep it.
 
     Parameters
     ----------
     path : Path
     make : callable
-        Returns plain values.
+        Returns a dataclass of plain values.
+    read : callable
+        Returns it from what `dataclasses.asdict` gave.
 
     Raises
     ------
     DataError
-        If the file is there and holds no JSON object.
+        If the file holds something else.
     OutputError
         If it cannot be written.
     """
     if path.exists():
-        return _read(path)
+        return read_kept(path, read)
     made = make()
-    with onnx_file.staged(path) as staged:
-        staged.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    keep(path, made)
     return made
 
 
-def _read(path: Path) -> dict[str, Any]:
+def keep(path: Path, value: Any) -> None:
+    """Write a dataclass of plain values, whole or not at all.
+
+    Parameters
+    ----------
+    path : Path
+    value : dataclass
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with onnx_file.staged(path) as staged:
+        staged.write_text(json.dumps(asdict(value), indent=1) + "\n", encoding="utf-8")
+
+
+def read_kept(path: Path, read: Callable[[dict[str, Any]], T]) -> T:
+    """Return what `keep` wrote.
+
+    Parameters
+    ----------
+    path : Path
+    read : callable
+        As for `kept`.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read or holds something else.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}; wanted what a study keeps: remove the file") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: found a {type(found).__name__}, wanted an object: remove the file")
-    return found
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{path}: found {type(error).__name__}: {error}, wanted what a study keeps: remove the file"
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fgq.eval.bench.engines import Engine, Runtime, load
 from fgq.eval.bench.model_files import Subject, fix_shapes
 from fgq.eval.bench.model_timing import measure_latencies
 from fgq.eval.datasets import open_dataset
-from fgq.eval.study.kept import digest, kept_json
+from fgq.eval.study.kept import digest, keep, read_kept
 from fgq.pipeline import Progress
 
 ONNXRUNTIME = "onnxruntime"
@@ -70,7 +70,7 @@ def kept_times(
     """
     path = folder / f"times.{digest(models=sorted(converted), threads=threads)}.json"
     if path.exists():
-        return Times(**kept_json(path, dict))
+        return read_kept(path, lambda plain: Times(**plain))
     feed = Subject(name=model.name, path=model, samples=open_dataset(data, model, "calibration")).feed(None)
     names = {FLOAT: model} | dict(converted)
     functions: dict[str, Callable[[], object]] = {}
@@ -99,5 +99,5 @@ def kept_times(
         milliseconds=milliseconds,
     )
     if not times.busy:
-        kept_json(path, lambda: asdict(times))
+        keep(path, times)
     return times

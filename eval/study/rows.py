@@ -101,6 +101,24 @@ class Quality:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Qualities:
+    """How well a converted model does, and its float model on the same samples.
+
+    Parameters
+    ----------
+    exact, converted : Quality
+    """
+
+    exact: Quality
+    converted: Quality
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Qualities:
+        """Return what `dataclasses.asdict` was called on."""
+        return cls(**{name: Quality.from_dict(quality) for name, quality in plain.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One model of a study.
 
