@@ -135,6 +135,7 @@ def study_group_size(plan: Plan, folder: Path, progress: Progress) -> Study:
         kept_folder,
         progress,
     )
+    progress(OVERALL, missing + 1, missing + 1)
     float_row = Row(
         recipe=None,
         group_size=None,
