@@ -198,10 +198,8 @@ def test_retrieval(make_model, tmp_path, monkeypatch):
         "v": rng.standard_normal((16, 8)).astype(np.float32),
         "u": rng.standard_normal((8, 8)).astype(np.float32),
     }
-    body = (
-        "e = Gather(w, input_ids)\nm = ReduceMean<axes=[1],keepdims=0>(e)"
-    body += "\na = MatMul(m, v)\ny = MatMul(a, u)"
-    )
+    body = "e = Gather(w, input_ids)\nm = ReduceMean<axes=[1],keepdims=0>(e)\n"
+    body += "a = MatMul(m, v)\ny = MatMul(a, u)"
     onnx.save(
         make_model(f"(int64[N,L] input_ids) => (float y) {{ {body} }}", weights), tmp_path / "encoder.onnx"
     )
