@@ -54,9 +54,8 @@ def draw_group_size(study: Study, paths: Sequence[Path]) -> None:
     _draw_quality(above, study)
     _draw_costs(below, study)
     sizes = sorted({row.group_size for row in study.rows if row.group_size is not None})
-    below.set_xscale("log", base=2)
+    below.set_xscale("log", base=2, subs=())
     below.set_xticks(sizes, [str(size) for size in sizes])
-    below.minorticks_off()
     below.set_xlabel("group size N: weights that share one scale")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
@@ -110,7 +109,7 @@ def _draw_quality(axes: Any, study: Study) -> None:
 
 def _draw_costs(axes: Any, study: Study) -> None:
     exact = study.rows[0]
-    axes.set_yscale("log")
+    axes.set_yscale("log", subs=(1, 2, 5))
     distinct: dict[tuple[float | None, ...], list[Recipe]] = {}
     recipes = _recipes(study)
     for recipe, rows in recipes.items():
@@ -126,7 +125,8 @@ def _draw_costs(axes: Any, study: Study) -> None:
                 axes.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=5,
                           linewidth=1.3, linestyle=dashes, label=label + suffix)  # fmt: skip
     axes.axhline(100, color=_GREY, linewidth=1.2)
-    axes.yaxis.set_major_formatter("{x:g}")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted("{x:g}")
     axes.set_ylabel("% of the float model's")
     threads = f"{study.threads} thread{'s' if study.threads > 1 else ''}"
     disturbed = ", other processes at work" if study.busy else ""
