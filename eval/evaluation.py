@@ -99,8 +99,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     columns = ["model", "engine", "MB", *measures, f"{measures[0]} less first"]
     cells = []
     for row in rows:
-        figures = [_text(name, estimate) for name, estimate in row.measures.items()]
-        difference = "" if row.difference is None else _text(measures[0], row.difference)
+        figures = [as_text(name, estimate) for name, estimate in row.measures.items()]
+        difference = "" if row.difference is None else as_text(measures[0], row.difference)
         cells.append([row.model, row.engine, f"{row.bytes / 1e6:.2f}", *figures, difference])
     return columns, cells
 
@@ -108,7 +108,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 _Measured = tuple[int, Mapping[str, Estimate], Estimate | None]
 
 
-def _text(name: str, estimate: Estimate) -> str:
+def as_text(name: str, estimate: Estimate) -> str:
+    """Return what was measured under a name, in the unit that it is told in."""
     return estimate.percent(2) if name == "top1" else str(estimate)
 
 

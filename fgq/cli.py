@@ -19,6 +19,7 @@ import typer
 
 from fgq.cli_bench import bench
 from fgq.cli_report import report
+from fgq.cli_study import study
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
@@ -40,6 +41,7 @@ Exclude = Annotated[str | None, typer.Option(metavar="REGEX", help="Leave layers
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(study, name="study")
 
 
 class Engine(StrEnum):

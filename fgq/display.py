@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -13,9 +14,10 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -47,17 +49,33 @@ def print_line(text: str, *, label: str = "") -> None:
     out.print(Text.assemble((label, "yellow"), printable(text)), soft_wrap=True)
 
 
+class _TimeLeft(ProgressColumn):
+    """How long the rest of a stage takes at the mean pace so far."""
+
+    def render(self, task: Task) -> Text:
+        if not task.completed or task.total is None or task.elapsed is None:
+            return Text()
+        seconds = task.elapsed * (task.total / task.completed - 1)
+        return Text(f"{timedelta(seconds=int(seconds))} left")
+
+
 @contextmanager
-def progress_bar() -> Iterator[Callback]:
-    """Show stages as they are reported on a terminal, and leave nothing behind."""
+def progress_bar(overall: str | None = None) -> Iterator[Callback]:
+    """Show stages as they are reported on a terminal, and leave nothing behind.
+
+    Parameters
+    ----------
+    overall : str, optional
+        A stage that stays in sight beside the others, with the time left.
+    """
     stage_column = TextColumn("{task.description}", markup=False)
-    columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int | None) -> None:
             for name, task in tasks.items():
-                if name != stage:
+                if name not in (stage, overall):
                     bar.update(task, visible=False)
             if stage not in tasks:
                 tasks[stage] = bar.add_task(printable(stage), total=total)
