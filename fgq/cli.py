@@ -19,7 +19,7 @@ import typer
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
-from fgq.scheme import Codes
+from fgq.scheme import Codes, Granularity
 
 app = typer.Typer(
     name="fgq",
@@ -110,6 +110,28 @@ def convert(
             "error.  [default: calibrated with calibration data, else fgq]"
         ),
     ] = None,
+    granularity: Annotated[
+        Granularity | None,
+        typer.Option(
+            help="With omse-int4: which weights share a scale.  [default: group; filter for int8 weights]"
+        ),
+    ] = None,
+    dual_weights: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With omse-int4: a second INT4 tensor for layers that lose more than this share of the "
+            "squared sum of their weights.  [default: 0.02]",
+        ),
+    ] = None,
+    dual_activations: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With 4-bit activations: a second 4-bit tensor for layers that lose more than this share of "
+            "the squared sum of their input.  [default: 0.05 with omse-int4, else none]",
+        ),
+    ] = None,
     target_bits: Annotated[
         float | None,
         typer.Option(
@@ -177,6 +199,9 @@ def convert(
         "group_size": group_size,
         "weights": weights,
         "recipe": recipe,
+        "granularity": granularity,
+        "dual_weights": dual_weights,
+        "dual_activations": dual_activations,
         "target_bits": target_bits,
         "activations": activations,
         "form": form,
