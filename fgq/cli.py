@@ -132,6 +132,14 @@ def convert(
             "the squared sum of their input.  [default: 0.05 with omse-int4, else none]",
         ),
     ] = None,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Scale channels of activations, and weights against them, where data say that this "
+            "lowers the error.  [default: with 4-bit activations]",
+        ),
+    ] = None,
     target_bits: Annotated[
         float | None,
         typer.Option(
@@ -202,6 +210,7 @@ def convert(
         "granularity": granularity,
         "dual_weights": dual_weights,
         "dual_activations": dual_activations,
+        "smooth": smooth,
         "target_bits": target_bits,
         "activations": activations,
         "form": form,

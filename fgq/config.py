@@ -88,6 +88,9 @@ class ConversionConfig:
     dual_activations : float, optional
         With 4-bit activations: layers whose input loses more than this share of its squared sum get a second
         4-bit tensor; 0.05 if not given with the recipe ``omse-int4``, and no layer with others.
+    smooth : bool, optional
+        Whether channels of activations are scaled, and the weights that read them against them, where
+        calibration data say that this lowers the error (`fgq.smooth`); if not given, with 4-bit activations.
     target_bits : float, optional
         Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
         kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
@@ -120,6 +123,7 @@ class ConversionConfig:
     granularity: Granularity | None = None
     dual_weights: float | None = None
     dual_activations: float | None = None
+    smooth: bool | None = None
     target_bits: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
@@ -149,8 +153,8 @@ class ConversionConfig:
             raise ConfigError(f"target_bits: found {bits!r} for {self.codes} weights, wanted one of the two")
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
-        for name in ("first_last_int8", "x86_without_vnni"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("first_last_int8", "x86_without_vnni", "smooth"):
+            if not isinstance(getattr(self, name), bool) and (name, getattr(self, name)) != ("smooth", None):
                 raise ConfigError(f"{name}: found {getattr(self, name)!r}, wanted true or false")
         if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
             raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
@@ -191,6 +195,11 @@ class ConversionConfig:
         if self.recipe is Recipe.OMSE and self.dual_activations is None:
             return DUAL_ACTIVATIONS
         return self.dual_activations
+
+    @property
+    def smooths(self) -> bool:
+        """Whether channels of activations are scaled where this helps."""
+        return self.activations is Activations.INT4 if self.smooth is None else self.smooth
 
     @property
     def weight_limit(self) -> int:

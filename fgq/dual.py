@@ -5,9 +5,9 @@ OMSE (Choukroun et al. 2019, arXiv 1902.06822) writes such a tensor as a sum of 
 .. math:: T \approx s_1 q_1 + s_2 q_2,
 
 wherever one loses more than a threshold of its squared sum. The scales here are those whose sums are evenly
-spaced and leave nothing out: ``s_1 = 15 s_2`` for the codes -7..7 (`fgq.scheme.Codes.DUAL`) and ``s_1 = 16 s_2``
-for the codes 0..15. The pair of activations is then an 8-bit integer, ``q = 16 q_1 + q_2`` with the zero point
-split in the same way, and a layer's sum over it is
+spaced and leave nothing out: ``s_1 = 15 s_2`` for the codes -7..7 (`fgq.scheme.Codes.DUAL`), and
+``s_1 = 16 s_2`` for the codes 0..15. The pair of activations is then an 8-bit integer, ``q = 16 q_1 + q_2``
+with the zero point split in the same way, and a layer's sum over it is
 
 .. math:: \sum_k w_k (q_k - z) = 16 \sum_k w_k (q_{1,k} - z_1) + \sum_k w_k (q_{2,k} - z_2).
 """

@@ -46,6 +46,7 @@ from fgq.refine.network import Refined, Task, refine_network
 from fgq.refine.reductions import is_reduction
 from fgq.report import LayerReport, Report, SelfCheck
 from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, WeightScheme
+from fgq.smooth import smooth
 from fgq.survey import describe, describe_quantizers, model_bytes
 
 Progress = Callable[[str, int, int | None], None]
@@ -177,9 +178,10 @@ def _convert(
 
     recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
     kept = None if feeds is None else _cut(feeds, specs)
+    if config.smooths and kept is not None:
+        choices = smooth(model, choices, kept, partial(report_progress, "smooth"))
     if config.target_bits is not None and kept is not None:
-        planned = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
-        choices = planned
+        choices = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
     choices = second_weights(choices, config)
     histograms = _observe(model, find_sites(model, choices), kept, partial(report_progress, "calibrate"))
     choices = second_inputs(choices, histograms, config.dual_activations_above)
