@@ -8,8 +8,9 @@ operator through a DequantizeLinear::
 
 ``codes`` hold n codes a byte, ``table`` says which (`fgq.kernels.packing`): five ternary codes, two of tied
 planes, two INT4 codes, or the sum ``c2 + 15 c1`` of two INT4 codes, one from each of two tensors, which lie
-in the byte as two codes of one tensor do. ``alpha`` has the weight's shape with the group axis cut to
-the number of groups, or 1 where a scale is shared, and ``group`` names the group of each position on that axis.
+in the byte as two codes of one tensor do. ``alpha`` has the weight's shape with the group axis cut to the
+number of groups, or 1 where a scale is shared, and ``group`` names the group of each position on that
+axis.
 The function is made of plain operators of opset 13, so any runtime that inlines functions can run it;
 onnxruntime folds it to int8 when it loads the model.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import onnx_ir as ir
@@ -86,9 +85,11 @@ def find_readings(layers: Sequence[Layer]) -> list[Reading]:
         A tensor that others than the layers read needs a Mul; it has one before MatMuls alone, as a
         convolution or Gemm may read integers that another one made.
     """
+    by_tensor: dict[ir.Value, list[Layer]] = {}
+    for layer in layers:
+        by_tensor.setdefault(layer.activation, []).append(layer)
     found = []
-    for tensor, members in groupby(layers, key=lambda layer: layer.activation):
-        readers = tuple(members)
+    for tensor, readers in by_tensor.items():
         axes = {_channel_axis(layer) for layer in readers}
         if len(axes) != 1 or None in axes:
             continue
@@ -98,7 +99,7 @@ def find_readings(layers: Sequence[Layer]) -> list[Reading]:
         alone = alone and not tensor.is_graph_output()
         source = _parameters(tensor, axis) if alone else None
         if source is not None or all(layer.op_type == "MatMul" for layer in readers):
-            found.append(Reading(tensor, readers, axis, source))
+            found.append(Reading(tensor, tuple(readers), axis, source))
     return found
 
 
