@@ -106,7 +106,7 @@ class Net:
 
 
 def net(make_model, config, inputs):
-    """Two products side by side: x times normal weights, and z times weights of which every eighth is large."""
+    """Two products side by side: of x and normal weights, and of z and weights with every eighth large."""
     rng = np.random.default_rng(3)
     w, v = rng.standard_normal((2, 32, 16)).astype(np.float32)
     v[::8] *= 6
