@@ -87,11 +87,12 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
         notes.append("in a subgraph: activations stay float")
     if position or layer.is_depthwise:
         notes.insert(0, position or "depthwise")
-        return Choice(layer, config.int8, activations and ACTIVATION_8, "; ".join(notes))
-    scheme = config.weight_scheme
+    scheme = config.int8 if position or layer.is_depthwise else config.weight_scheme
     if coarser := _without_parts(layer, scheme):
         scheme = replace(scheme, granularity=Granularity.FILTER)
         notes.append(coarser)
+    if position or layer.is_depthwise:
+        return Choice(layer, scheme, activations and ACTIVATION_8, "; ".join(notes))
     length = layer.shape[layer.group_axis]
     if scheme.group_size is not None and length % scheme.group_size:
         scheme = _fit(layer, length, config)

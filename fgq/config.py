@@ -221,11 +221,6 @@ class ConversionConfig:
         """The scheme of the layers kept at 8 bits."""
         return self._scheme(Codes.INT8)
 
-    @property
-    def dual(self) -> WeightScheme:
-        """The scheme of the layers whose weights are two INT4 tensors."""
-        return self._scheme(Codes.DUAL)
-
     def _scheme(self, codes: Codes) -> WeightScheme:
         return WeightScheme(
             codes=codes,

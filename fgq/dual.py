@@ -38,7 +38,7 @@ def second_weights(choices: Sequence[Choice], config: ConversionConfig) -> list[
     limit = config.dual_weights_above
     if limit is None:
         return list(choices)
-    return [_with_second_weight(choice, config, limit) for choice in choices]
+    return [_with_second_weight(choice, limit) for choice in choices]
 
 
 def second_inputs(
@@ -67,7 +67,7 @@ def second_inputs(
     return found
 
 
-def _with_second_weight(choice: Choice, config: ConversionConfig, limit: float) -> Choice:
+def _with_second_weight(choice: Choice, limit: float) -> Choice:
     if choice.weights.codes is not Codes.INT4:
         return choice
     layer = choice.layer
@@ -79,7 +79,7 @@ def _with_second_weight(choice: Choice, config: ConversionConfig, limit: float) 
     if lost <= limit:
         return choice
     note = _note(choice, f"two INT4 tensors: one loses {100 * lost:.1f} %")
-    return replace(choice, weights=config.dual, note=note)
+    return replace(choice, weights=replace(choice.weights, codes=Codes.DUAL), note=note)
 
 
 def _note(choice: Choice, added: str) -> str:

@@ -126,7 +126,7 @@ def test_layers_whose_weights_fit_badly_get_a_second_tensor(make_model):
     config = ConversionConfig(recipe="omse-int4", granularity="filter")
     plain, wide = second_weights(net(make_model, config, {}).choices, config)
     assert plain.weights == config.weight_scheme
-    assert wide.weights == config.dual
+    assert wide.weights == WeightScheme(codes=Codes.DUAL)
     assert wide.note.startswith("two INT4 tensors: one loses ")
     every = ConversionConfig(recipe="omse-int4", dual_weights=0)
     choices = second_weights(net(make_model, every, {}).choices, every)
