@@ -12,7 +12,7 @@ from fgq.config import ConversionConfig, Misfit
 from fgq.container import constant
 from fgq.converters.layers import FloatNode, Layer
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, WeightScheme
+from fgq.scheme import ActivationScheme, Granularity, WeightScheme
 
 ACTIVATION_8 = ActivationScheme(bits=8)
 
@@ -87,14 +87,28 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
         notes.append("in a subgraph: activations stay float")
     if position or layer.is_depthwise:
         notes.insert(0, position or "depthwise")
-        return Choice(layer, config.int8, activations and ACTIVATION_8, "; ".join(notes))
-    scheme = config.weight_scheme
+    scheme = config.int8 if position or layer.is_depthwise else config.weight_scheme
+    if coarser := _without_parts(layer, scheme):
+        scheme = replace(scheme, granularity=Granularity.FILTER)
+        notes.append(coarser)
+    if position or layer.is_depthwise:
+        return Choice(layer, scheme, activations and ACTIVATION_8, "; ".join(notes))
     length = layer.shape[layer.group_axis]
     if scheme.group_size is not None and length % scheme.group_size:
         scheme = _fit(layer, length, config)
         rest = length % scheme.group_length(length)
         notes.append(f"last group of {rest}" if rest else f"{length} input channels")
     return Choice(layer, scheme, activations, "; ".join(notes))
+
+
+def _without_parts(layer: Layer, scheme: WeightScheme) -> str:
+    """Say why a layer has one scale a filter and not what was asked for; empty where it does not."""
+    if scheme.granularity is Granularity.KERNEL and (layer.op_type != "Conv" or layer.shape[2:] == (1, 1)):
+        return "kernels of one weight: a scale for each filter"
+    grouped = layer.op_type == "Conv" and layer.node.attributes.get_int("group", 1) > 1
+    if scheme.granularity is Granularity.LAYER and grouped:
+        return "grouped convolution: a scale for each filter"
+    return ""
 
 
 def _fit(layer: Layer, length: int, config: ConversionConfig) -> WeightScheme:

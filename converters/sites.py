@@ -81,7 +81,7 @@ def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
         if node in layers:
             choice = layers[node]
             assert choice.activations is not None
-            site(choice.layer.activation).readers[node] = choice.activations.bits
+            site(choice.layer.activation).readers[node] = choice.activations.width
         elif node in joints:
             for operand in _operands(node):
                 site(operand).readers[node] = 8

@@ -91,6 +91,34 @@ def observe(
     return histograms
 
 
+def tensor_values(
+    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Run a model and yield the values of some of its tensors, feed by feed.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        Left as it is.
+    tensors : sequence of str
+        Names of float tensors of the main graph: inputs of the model or outputs of nodes.
+    feeds : iterable of feed
+
+    Raises
+    ------
+    FgqError
+        As `observe`.
+    """
+    inputs = input_specs(model)
+    _check_tensors(model, tensors, inputs)
+    fed = {spec.name for spec in inputs}
+    computed = [name for name in dict.fromkeys(tensors) if name not in fed]
+    with _session(model, computed) as session:
+        for feed in feeds:
+            values = feed | _run(session, computed, feed)
+            yield {name: values[name] for name in tensors}
+
+
 def choose_quantizers(
     histograms: Mapping[str, StreamingHistogram], schemes: Mapping[str, ActivationScheme]
 ) -> dict[str, Quantizer]:

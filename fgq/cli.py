@@ -23,7 +23,7 @@ from fgq.cli_study import study
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
 from fgq.errors import ConfigError, FgqError, OutputError
 from fgq.printable import printable
-from fgq.scheme import Codes
+from fgq.scheme import Codes, Granularity
 
 app = typer.Typer(
     name="fgq",
@@ -95,6 +95,36 @@ def convert(
         list[Step] | None,
         typer.Option(
             metavar="STEP", help="Leave a step of the recipe out (docs/recipes.md); may be repeated."
+        ),
+    ] = None,
+    granularity: Annotated[
+        Granularity | None,
+        typer.Option(
+            help="With omse-int4: which weights share a scale.  [default: group; filter for int8 weights]"
+        ),
+    ] = None,
+    dual_weights: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With omse-int4: a second INT4 tensor for layers that lose more than this share of the "
+            "squared sum of their weights.  [default: 0.02]",
+        ),
+    ] = None,
+    dual_activations: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="With 4-bit activations: a second 4-bit tensor for layers that lose more than this share of "
+            "the squared sum of their input.  [default: 0.05 with omse-int4, else none]",
+        ),
+    ] = None,
+    smooth: Annotated[
+        bool | None,
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Scale channels of activations, and weights against them, where data say that this "
+            "lowers the error.  [default: with 4-bit activations]",
         ),
     ] = None,
     target_bits: Annotated[
@@ -169,6 +199,10 @@ def convert(
         "weights": weights,
         "recipe": recipe,
         "without": without or None,
+        "granularity": granularity,
+        "dual_weights": dual_weights,
+        "dual_activations": dual_activations,
+        "smooth": smooth,
         "target_bits": target_bits,
         "activations": activations,
         "form": form,

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, WeightScheme
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, Granularity, WeightScheme
+
+DUAL_WEIGHTS = 0.02
+"""Layers whose INT4 weights lose more than this share of their squared sum get a second tensor."""
+
+DUAL_ACTIVATIONS = 0.05
+"""Layers whose 4-bit input loses more than this share of its squared sum get a second tensor."""
 
 
 class Activations(StrEnum):
@@ -84,11 +90,24 @@ class ConversionConfig:
     group_size : int
         N, how many weights share one scale.
     weights : Codes, optional
-        What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``.
+        What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``,
+        which takes INT8 too.
+    granularity : Granularity, optional
+        With the recipe ``omse-int4``: which weights share one scale; ``group`` if not given, and ``filter``
+        for INT8, which has no scales of smaller parts.
+    dual_weights : float, optional
+        With INT4 weights and the recipe ``omse-int4``: layers whose weights lose more than this share of
+        their squared sum get a second INT4 tensor; 0.02 if not given.
     recipe : Recipe, optional
         How weights become integers; if not given, ``calibrated`` with calibration data, else ``fgq``.
     without : sequence of Step
         Steps of the recipe to leave out, to see what each brings.
+    dual_activations : float, optional
+        With 4-bit activations: layers whose input loses more than this share of its squared sum get a second
+        4-bit tensor; 0.05 if not given with the recipe ``omse-int4``, and no layer with others.
+    smooth : bool, optional
+        Whether channels of activations are scaled, and the weights that read them against them, where
+        calibration data say that this lowers the error (`fgq.smooth`); if not given, with 4-bit activations.
     target_bits : float, optional
         Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
         kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
@@ -119,6 +138,10 @@ class ConversionConfig:
     weights: Codes | None = None
     recipe: Recipe | None = None
     without: tuple[Step, ...] = ()
+    granularity: Granularity | None = None
+    dual_weights: float | None = None
+    dual_activations: float | None = None
+    smooth: bool | None = None
     target_bits: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
@@ -132,19 +155,19 @@ class ConversionConfig:
         for name, kind in (
             ("weights", Codes),
             ("recipe", Recipe),
+            ("granularity", Granularity),
             ("activations", Activations),
             ("form", Form),
             ("group_size_fallback", Misfit),
         ):
             value = getattr(self, name)
-            if value is not None or name not in ("weights", "recipe"):
+            if value is not None or name not in ("weights", "recipe", "granularity"):
                 object.__setattr__(self, name, _choice(name, kind, value))
         steps: object = self.without
         if not isinstance(steps, list | tuple):
             raise ConfigError(f"without: found {steps!r}, wanted a list of steps")
         object.__setattr__(self, "without", tuple(_choice("without", Step, step) for step in steps))
-        if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4):
-            raise ConfigError(f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4")
+        self._check_omse()
         bits = self.target_bits
         if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
             raise ConfigError(f"target_bits: found {bits!r}, wanted a positive number")
@@ -152,12 +175,53 @@ class ConversionConfig:
             raise ConfigError(f"target_bits: found {bits!r} for {self.codes} weights, wanted one of the two")
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
-        for name in ("first_last_int8", "x86_without_vnni"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("first_last_int8", "x86_without_vnni", "smooth"):
+            if not isinstance(getattr(self, name), bool) and (name, getattr(self, name)) != ("smooth", None):
                 raise ConfigError(f"{name}: found {getattr(self, name)!r}, wanted true or false")
         if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
             raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
         WeightScheme(codes=self.codes, group_size=self.group_size)
+
+    def _check_omse(self) -> None:
+        """Check the options of the recipe ``omse-int4``."""
+        if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4, Codes.INT8):
+            raise ConfigError(
+                f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4 or int8"
+            )
+        for name in ("granularity", "dual_weights"):
+            if self.recipe is not Recipe.OMSE and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)} without the recipe {Recipe.OMSE}, wanted both"
+                )
+        fine = self.granularity in (Granularity.KERNEL, Granularity.GROUP)
+        if self.codes is Codes.INT8 and fine:
+            raise ConfigError(
+                f"granularity: found {self.granularity} for int8 weights, wanted layer or filter"
+            )
+        for name, kind in (("dual_weights", self.codes), ("dual_activations", self.activations)):
+            share = getattr(self, name)
+            _check_share(name, share)
+            if share is not None and kind.value != "int4":
+                raise ConfigError(f"{name}: found {share} with {name[5:]} of {kind}, wanted int4")
+
+    @property
+    def dual_weights_above(self) -> float | None:
+        """The error above which a layer gets a second INT4 tensor; None where none does."""
+        if self.recipe is not Recipe.OMSE or self.codes is not Codes.INT4:
+            return None
+        return DUAL_WEIGHTS if self.dual_weights is None else self.dual_weights
+
+    @property
+    def dual_activations_above(self) -> float | None:
+        """The error above which a layer gets a second 4-bit input; None where none does."""
+        if self.recipe is Recipe.OMSE and self.dual_activations is None:
+            return DUAL_ACTIVATIONS
+        return self.dual_activations
+
+    @property
+    def smooths(self) -> bool:
+        """Whether channels of activations are scaled where this helps."""
+        return self.activations is Activations.INT4 if self.smooth is None else self.smooth
 
     @property
     def weight_limit(self) -> int:
@@ -172,12 +236,20 @@ class ConversionConfig:
     @property
     def weight_scheme(self) -> WeightScheme:
         """The scheme of the layers that are not kept at 8 bits."""
-        return WeightScheme(codes=self.codes, group_size=self.group_size, weight_limit=self.weight_limit)
+        return self._scheme(self.codes)
 
     @property
     def int8(self) -> WeightScheme:
         """The scheme of the layers kept at 8 bits."""
-        return WeightScheme(codes=Codes.INT8, weight_limit=self.weight_limit)
+        return self._scheme(Codes.INT8)
+
+    def _scheme(self, codes: Codes) -> WeightScheme:
+        return WeightScheme(
+            codes=codes,
+            group_size=self.group_size,
+            granularity=self.granularity or Granularity.GROUP,
+            weight_limit=self.weight_limit,
+        )
 
     @property
     def activation_scheme(self) -> ActivationScheme | None:
@@ -236,6 +308,13 @@ def _choice(name: str, kind: type[StrEnum], value: Any) -> StrEnum:
     except ValueError:
         wanted = ", ".join(kind)
         raise ConfigError(f"{name}: found {value!r}, wanted one of {wanted}") from None
+
+
+def _check_share(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError(f"{name}: found {value!r}, wanted a share of the squared sum, 0 or more")
 
 
 def _check_regex(name: str, pattern: object) -> None:

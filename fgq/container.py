@@ -7,8 +7,10 @@ operator through a DequantizeLinear::
     W  = DequantizeLinear(w8, row_scale, zeros)
 
 ``codes`` hold n codes a byte, ``table`` says which (`fgq.kernels.packing`): five ternary codes, two of tied
-planes, or two INT4 codes. ``alpha`` has the weight's shape with
-the group axis cut to the number of groups, and ``group`` names the group of each position on that axis.
+planes, two INT4 codes, or the sum ``c2 + 15 c1`` of two INT4 codes, one from each of two tensors, which lie
+in the byte as two codes of one tensor do. ``alpha`` has the weight's shape with the group axis cut to the
+number of groups, or 1 where a scale is shared, and ``group`` names the group of each position on that
+axis.
 The function is made of plain operators of opset 13, so any runtime that inlines functions can run it;
 onnxruntime folds it to int8 when it loads the model.
 """
@@ -26,7 +28,7 @@ from onnx import AttributeProto, FunctionProto, TensorProto, helper
 from fgq.errors import FgqError, ModelError
 from fgq.kernels.packing import table, unpack_codes
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import Codes, WeightScheme
+from fgq.scheme import Codes, Granularity, WeightScheme
 
 FUNCTION_DOMAIN = "fgq"
 FUNCTION_NAME = "Unpack"
@@ -42,8 +44,8 @@ LEAST_IR_VERSION = 8
 FORM_KEY = "fgq.form"
 """The key under which a converted model's metadata name the form of its weights."""
 
-PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4)
-"""Codes of which several lie in one byte; INT8 is written as it is."""
+PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.DUAL)
+"""Codes that a table says how to read from bytes; INT8 is written as it is."""
 
 ACTIVATION_BOUNDS = {4: (0, 15), 8: (0, 255)}
 """The integers of an activation by its bits; both are stored as uint8."""
@@ -142,7 +144,7 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     if is_unpack(producer):
         assert producer is not None
         plane, group, codes = _read_unpack(producer, group_axis)
-        scheme = WeightScheme(codes=codes, group_size=max(1, int(np.count_nonzero(group == 0))))
+        scheme = _scheme(plane, group, codes, row_scale)
     else:
         w8 = constant(source)
         if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis:
@@ -168,6 +170,20 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
             return None
         raise ModelError(f"{node.name}: {error}") from None
     return tensor
+
+
+def _scheme(
+    plane: Plane, group: NDArray[np.int32], codes: Codes, row_scale: NDArray[np.float32]
+) -> WeightScheme:
+    """Tell which weights share one scale."""
+    if plane.alpha.size == 1 and plane.alpha.item() == 1:
+        granularity = Granularity.FILTER if row_scale.ndim else Granularity.LAYER
+        return WeightScheme(codes=codes, granularity=granularity)
+    size = max(1, int(np.count_nonzero(group == 0)))
+    taps = plane.codes.size // max(1, plane.alpha.size)
+    if size == 1 and group.size > 1 and taps > 1:
+        return WeightScheme(codes=codes, granularity=Granularity.KERNEL)
+    return WeightScheme(codes=codes, group_size=size)
 
 
 def unpacked(node: ir.Node) -> NDArray[np.int8]:

@@ -155,6 +155,7 @@ def print_report(report: Report, destination: str) -> None:
         "size": f"{_size(report.float_bytes)} -> {_size(report.converted_bytes)} "
         f"({report.bits_per_weight:.2f} bits per weight, scales counted)",
         "multiplications": "unknown" if removed is None else f"{100 * removed:.1f} % removed",
+        **_activation_facts(report),
         "runs on": f"onnxruntime {report.minimum_onnxruntime} or newer ({ADVISED} advised), fgq.Session",
         **_check_facts(report),
     }
@@ -162,6 +163,30 @@ def print_report(report: Report, destination: str) -> None:
     for warning in report.warnings:
         print_line(warning, label="warning: ")
     print_line(f"wrote {destination}")
+
+
+def _activation_facts(report: Report) -> Mapping[str, str]:
+    """Say how many bits activations have, and which quantizers clip the most."""
+    if not report.quantizers:
+        return {}
+    bits = report.activation_bits
+    count = len(report.quantizers)
+    mean = sum(entry.clipped_share for entry in report.quantizers) / count
+    worst = max(report.quantizers, key=lambda entry: entry.clipped_share)
+    noisiest = min(report.quantizers, key=lambda entry: entry.signal_to_noise_db)
+    facts = {
+        "activations": f"{'' if bits is None else f'{bits:.2f} bits on average, '}{count} quantizers",
+        "clipped": f"{100 * mean:.3f} % of the values on average, at most {100 * worst.clipped_share:.3f} % "
+        f"({worst.tensor}, {worst.bits} bits)",
+        "noisiest": f"{noisiest.signal_to_noise_db:.1f} dB ({noisiest.tensor}, {noisiest.bits} bits)",
+    }
+    for what, named in (
+        ("two INT4 weights", [layer.name for layer in report.layers if layer.scheme.startswith("dual")]),
+        ("two 4-bit inputs", [layer.name for layer in report.layers if layer.activations == "2 x int4"]),
+    ):
+        if named:
+            facts[what] = f"{len(named)} layers: {', '.join(named)}"
+    return facts
 
 
 def _check_facts(report: Report) -> Mapping[str, str]:

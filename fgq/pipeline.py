@@ -35,9 +35,10 @@ from fgq.converters.self_check import few_samples, onnxruntime_session, self_che
 from fgq.converters.sites import Site, find_sites
 from fgq.data import Feed, InputSpec, as_batches, input_specs
 from fgq.data import Source as DataSource
+from fgq.dual import second_inputs, second_weights
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_model_files
-from fgq.mmse import choose_quantizer
+from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.plan import plan_schemes
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
@@ -46,7 +47,8 @@ from fgq.refine.network import Refined, Task, refine_network
 from fgq.refine.reductions import is_reduction
 from fgq.report import LayerReport, Report, SelfCheck
 from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, WeightScheme
-from fgq.survey import describe, model_bytes
+from fgq.smooth import smooth
+from fgq.survey import describe, describe_quantizers, model_bytes
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, the steps done and, where it is known, their number."""
@@ -199,13 +201,16 @@ def _convert(
 
     recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
     kept = None if feeds is None else _cut(feeds, specs)
+    if config.smooths and kept is not None:
+        choices = smooth(model, choices, kept, partial(report_progress, "smooth"))
     if config.target_bits is not None and kept is not None:
-        planned = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
-        by_node = {choice.layer.node: choice for choice in planned}
-        chosen = [by_node.get(_node(entry), entry) for entry in chosen]
-        choices = planned
-    sites = find_sites(model, choices)
-    quantizers = _calibrate(model, sites, kept, partial(report_progress, "calibrate"))
+        choices = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
+    choices = second_weights(choices, config)
+    histograms = _observe(model, find_sites(model, choices), kept, partial(report_progress, "calibrate"))
+    choices = second_inputs(choices, histograms, config.dual_activations_above)
+    by_node = {choice.layer.node: choice for choice in choices}
+    chosen = [by_node.get(_node(entry), entry) for entry in chosen]
+    quantizers = _quantizers(find_sites(model, choices), histograms)
     tasks = [_task(choice, quantizers) for choice in choices]
     float_model = model.clone()
     insert_quantizers(model, quantizers)
@@ -226,6 +231,7 @@ def _convert(
         layers.append(QuantizedLayer(task.layer, weight, task.input_scale))
     weights = {layer.layer.node: layer.weight for layer in layers}
     described = tuple(describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
+    activations = describe_quantizers(quantizers, histograms)
 
     report_progress("write", 0, None)
     write_weights(model, layers, config.form)
@@ -237,6 +243,7 @@ def _convert(
     report = Report(
         options=asdict(config) | {"weights": config.codes.value, "recipe": recipe.value},
         layers=described,
+        quantizers=activations,
         float_bytes=float_bytes,
         converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
         minimum_onnxruntime=minimum_onnxruntime(model),
@@ -340,17 +347,25 @@ def _cut(feeds: Iterator[Feed], specs: Sequence[InputSpec]) -> list[Feed]:
     ]
 
 
-def _calibrate(
+def _observe(
     model: ir.Model,
     sites: Sequence[Site],
     feeds: Sequence[Feed] | None,
     progress: Callable[[int, int | None], None],
-) -> dict[Site, dict[int, Quantizer]]:
-    """Return the quantizers of each site, one for each width."""
+) -> dict[str, StreamingHistogram]:
+    """Count the values at each site, by the names of the tensors."""
     if not sites or feeds is None:
         return {}
     names = [str(site.tensor.name) for site in sites]
-    histograms = observe(model, names, feeds, progress=lambda done, _: progress(done, None))
+    return observe(model, names, feeds, progress=lambda done, _: progress(done, None))
+
+
+def _quantizers(
+    sites: Sequence[Site], histograms: Mapping[str, StreamingHistogram]
+) -> dict[Site, dict[int, Quantizer]]:
+    """Return the quantizers of each site, one for each width."""
+    if not histograms:
+        return {}
     found: dict[Site, dict[int, Quantizer]] = {}
     for site in sites:
         histogram = histograms[str(site.tensor.name)]
@@ -374,7 +389,7 @@ def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) ->
     input_scale = least = None
     if choice.activations is not None:
         by_tensor = {site.tensor: found for site, found in quantizers.items()}
-        input_scale = by_tensor[layer.activation][choice.activations.bits].scale
+        input_scale = by_tensor[layer.activation][choice.activations.width].scale
         if bias is not None:
             try:
                 least = least_row_scale(bias, input_scale, layer.products)

@@ -25,7 +25,7 @@ from fgq.scheme import Codes, WeightScheme
 CANDIDATES = (Codes.TERNARY, Codes.TIED, Codes.INT8)
 """The codes among which a plan chooses, cheapest first."""
 
-_CODE_BITS = {Codes.TERNARY: 2, Codes.TIED: 4, Codes.INT4: 4, Codes.INT8: 8}
+_CODE_BITS = {Codes.TERNARY: 2, Codes.TIED: 4, Codes.INT4: 4, Codes.INT8: 8, Codes.DUAL: 8}
 
 _SAMPLES = 64
 """Sensitivities are measured on the first batches of so many samples."""
@@ -40,7 +40,7 @@ def memory_bits(scheme: WeightScheme, length: int) -> float:
     length : int
         Positions on the group axis.
     """
-    alpha = 0.0 if scheme.codes is Codes.INT8 else 8 / scheme.group_length(length)
+    alpha = 0.0 if scheme.alpha_limit == 1 else 8 / scheme.group_length(length)
     return _CODE_BITS[scheme.codes] + alpha
 
 

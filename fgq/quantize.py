@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from fgq import levels, ternary
 from fgq.errors import WeightError
 from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import INT8_LIMIT, Codes, WeightScheme
+from fgq.scheme import INT8_LIMIT, Codes, Granularity, WeightScheme
 from fgq.ternary import bounded_row_scale
 
 BIAS_LIMIT = 2.0**30
@@ -41,7 +41,8 @@ def quantize_weight(
     least_row_scale : ndarray of float64, shape (M,), optional
         Lower bounds on the row scales, see `least_row_scale`.
     per_channel : bool
-        Whether every output channel has a row scale of its own, or all share one.
+        Whether every output channel may have a row scale of its own; otherwise all share one, as they do
+        with the granularity ``layer``.
 
     Returns
     -------
@@ -58,6 +59,7 @@ def quantize_weight(
     check_finite("weights", weight)
     matrix = as_rows(weight, group_axis, channel_axis)
     least = least_row_scale
+    per_channel = per_channel and scheme.granularity is not Granularity.LAYER
     if not per_channel:
         matrix = matrix.reshape(1, -1, matrix.shape[-1])
         least = None if least is None else least.max(keepdims=True)
@@ -100,7 +102,8 @@ def assemble(
     codes : ndarray of int8
         In the order of `as_rows`, of any shape.
     alpha : ndarray of uint8
-        In the same order with G in place of L; or one value for all.
+        In the same order with G in place of L, and 1 in place of the kernel positions with the granularity
+        ``kernel``; or one value for all.
     row_scale : ndarray of float, shape (M,) or ()
     scheme : WeightScheme
     shape : tuple of int
@@ -115,14 +118,15 @@ def assemble(
     """
     moved = np.moveaxis(np.empty(shape, np.bool_), (channel_axis, group_axis), (0, -1)).shape
 
-    def restore(array: NDArray[np.generic]) -> NDArray[np.generic]:
-        if array.size == 1:
-            return array.reshape((1,) * len(shape))
-        array = array.reshape(*moved[:-1], -1)
+    def restore(array: NDArray[np.generic], leading: tuple[int, ...]) -> NDArray[np.generic]:
+        array = array.reshape(*leading, -1)
         return np.ascontiguousarray(np.moveaxis(array, (0, -1), (channel_axis, group_axis)))
 
+    spread = (moved[0], *(1,) * (len(moved) - 2)) if scheme.granularity is Granularity.KERNEL else moved[:-1]
+    if alpha.size == 1:
+        spread = (1,) * len(moved[:-1])
     tensor = QuantizedTensor(
-        planes=(Plane(codes=restore(codes), alpha=restore(alpha)),),  # type: ignore[arg-type]
+        planes=(Plane(codes=restore(codes, moved[:-1]), alpha=restore(alpha, spread)),),  # type: ignore[arg-type]
         group=(np.arange(moved[-1]) // scheme.group_length(moved[-1])).astype(np.int32),
         group_axis=group_axis,
         channel_axis=channel_axis,
@@ -274,37 +278,61 @@ def check_finite(what: str, values: NDArray[np.floating]) -> None:
 def _grouped_rows(
     matrix: NDArray[np.floating], scheme: WeightScheme, least: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
-    """Fit ``matrix`` (M, E, L), chunk of rows by chunk; codes (M, E, L), alpha (M, E, G)."""
+    """Fit ``matrix`` (M, E, L), chunk of rows by chunk; codes (M, E, L), alpha as `fit_matrix` gives it."""
     M, E, L = matrix.shape
-    N = scheme.group_length(L)
-    G = -(-L // N)
-    codes = np.empty((M, E, L), np.int8)
-    alpha = np.empty((M, E, G), np.uint8)
-    row_scale = np.empty(M, np.float32)
     step = max(1, _CHUNK // (E * L))
-    for start in range(0, M, step):
-        part = slice(start, start + step)
-        groups = np.zeros((matrix[part].shape[0], E, G * N), np.float64)
-        groups[..., :L] = matrix[part]
-        fitted, alphas, scales = fit_groups(
-            groups.reshape(-1, E * G, N), scheme, None if least is None else least[part]
-        )
-        codes[part] = fitted.reshape(-1, E, G * N)[..., :L]
-        alpha[part] = alphas.reshape(-1, E, G)
-        row_scale[part] = scales
+    parts = [
+        fit_matrix(matrix[rows], scheme, None if least is None else least[rows])
+        for rows in (slice(start, start + step) for start in range(0, M, step))
+    ]
+    codes, alpha, row_scale = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if scheme.alpha_limit == 1:
+        alpha = np.ones((1, 1, 1), np.uint8)
     return codes, alpha, row_scale
 
 
-def fit_groups(
-    groups: NDArray[np.floating], scheme: WeightScheme, least_row_scale: NDArray[np.float64] | None
+def fit_matrix(
+    matrix: NDArray[np.floating], scheme: WeightScheme, least_row_scale: NDArray[np.float64] | None
 ) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
-    """Fit groups (M, G, N) of any scheme but INT8: codes (M, G, N), alpha (M, G), row scale (M,).
+    """Fit rows at scales of least squared error, in the groups of their scheme.
 
-    The rows of zeros have row scale 0; see `fgq.ternary.fit_rows` and `fgq.levels.fit_rows`.
+    Parameters
+    ----------
+    matrix : ndarray of float, shape (M, E, L)
+        Rows as `as_rows` returns them.
+    scheme : WeightScheme
+    least_row_scale : ndarray of float64, shape (M,), or None
+        Lower bounds on the row scales.
+
+    Returns
+    -------
+    codes : ndarray of int8, shape (M, E, L)
+    alpha : ndarray of uint8, shape (M, groups of a row)
+        In the order of places, then groups of a place.
+    row_scale : ndarray of float32, shape (M,)
+        0 for a row of zeros; see `fgq.ternary.fit_rows` and `fgq.levels.fit_rows`.
     """
+    M, E, L = matrix.shape
+    if scheme.granularity is Granularity.KERNEL:
+        groups = matrix.swapaxes(1, 2)
+    elif scheme.granularity is Granularity.GROUP:
+        N = scheme.group_length(L)
+        padded = np.zeros((M, E, -(-L // N) * N))
+        padded[..., :L] = matrix
+        groups = padded.reshape(M, -1, N)
+    else:
+        groups = matrix.reshape(M, 1, -1)
     if scheme.codes is Codes.TERNARY:
-        return ternary.fit_rows(groups, scheme.alpha_limit, least_row_scale)
-    return levels.fit_rows(groups, scheme.max_code, scheme.alpha_limit, least_row_scale)
+        codes, alpha, row_scale = ternary.fit_rows(groups, scheme.alpha_limit, least_row_scale)
+    else:
+        codes, alpha, row_scale = levels.fit_rows(
+            groups, scheme.max_code, scheme.alpha_limit, least_row_scale
+        )
+    if scheme.granularity is Granularity.KERNEL:
+        codes = codes.swapaxes(1, 2)
+    else:
+        codes = codes.reshape(M, E, -1)[..., :L]
+    return codes, alpha, row_scale
 
 
 def int8_rows(

@@ -24,9 +24,11 @@ class LayerReport:
     scheme : str
         Such as ``ternary N=64``, ``int8`` or ``float``.
     activations : str
-        ``int8``, ``int4`` or ``float``.
+        ``int8``, ``int4``, ``2 x int4`` or ``float``.
     reason : str
         Why the layer is float, or differs from the scheme that was asked for; may be empty.
+    activation_bits : int or None
+        Of one input value: 8, for two 4-bit tensors too, or 4; None where it stays float.
     multiplications : int or None
         Of one inference of one sample, before conversion, where a length that the model leaves open
         counts as 1; None where the shape of the result is unknown or the layer has no constant weights.
@@ -47,6 +49,7 @@ class LayerReport:
     activations: str
     reason: str
     multiplications: int | None
+    activation_bits: int | None = None
     bits_per_weight: float = 32.0
     signal_to_noise_db: float | None = None
     multiplications_removed: float = 0.0
@@ -61,6 +64,31 @@ class LayerReport:
     def is_converted(self) -> bool:
         """Whether the layer's weights are quantized."""
         return self.scheme != "float"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizerReport:
+    """One quantizer of activations, on the calibration data.
+
+    Parameters
+    ----------
+    tensor : str
+    bits : int
+        8, or 4.
+    scale : float
+    zero_point : int
+    signal_to_noise_db : float
+        Of the values against what clipping and rounding take from them.
+    clipped_share : float
+        The share of values more than half a step outside its range.
+    """
+
+    tensor: str
+    bits: int
+    scale: float
+    zero_point: int
+    signal_to_noise_db: float
+    clipped_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +143,8 @@ class Report:
         The options of the conversion, as in `ConversionConfig`.
     layers : tuple of LayerReport
         Every node with weights, in graph order.
+    quantizers : tuple of QuantizerReport
+        Those of activations, in graph order; empty where nothing was calibrated.
     float_bytes, converted_bytes : int
         The size of the model before and after, external data counted; 0 for a dry run.
     minimum_onnxruntime : str
@@ -129,6 +159,7 @@ class Report:
     float_bytes: int
     converted_bytes: int
     minimum_onnxruntime: str
+    quantizers: tuple[QuantizerReport, ...] = ()
     self_check: SelfCheck | None = None
     warnings: tuple[str, ...] = field(default=())
 
@@ -142,6 +173,19 @@ class Report:
         """The mean over all weights of all layers, float ones included."""
         bits = sum(layer.bits_per_weight * layer.weights for layer in self.layers)
         return bits / max(self.weights, 1)
+
+    @property
+    def activation_bits(self) -> float | None:
+        """The mean over the quantized inputs of layers, each counted by its layer's multiplications.
+
+        None where no input is quantized or a number of multiplications is unknown.
+        """
+        counts = [(layer.activation_bits, layer.multiplications) for layer in self.layers]
+        known = [(bits, count) for bits, count in counts if bits is not None]
+        total = sum(count or 0 for _, count in known)
+        if not total or any(count is None for _, count in known):
+            return None
+        return sum(bits * (count or 0) for bits, count in known) / total
 
     @property
     def multiplications_removed(self) -> float | None:
@@ -160,6 +204,7 @@ class Report:
             "layers": len(self.layers),
             "converted_layers": sum(layer.is_converted for layer in self.layers),
             "bits_per_weight": self.bits_per_weight,
+            "activation_bits": self.activation_bits,
             "multiplications_removed": self.multiplications_removed,
         }
         plain: dict[str, Any] = _finite(result)

@@ -37,11 +37,29 @@ class Codes(StrEnum):
     """-7 .. 7."""
     INT8 = "int8"
     """-127 .. 127 with alpha 1, one scale per output channel: first, last and depthwise layers."""
+    DUAL = "dual-int4"
+    """-112 .. 112 with alpha 1: two INT4 tensors of which one weighs fifteen times the other, ``15 c1 + c2``.
+
+    With whole scales no other pair comes nearer: these sums are all whole numbers up to 112.
+    """
 
     @property
     def largest(self) -> int:
         """Largest magnitude of a code."""
-        return {"ternary": 1, "tied": 4, "int4": 7, "int8": INT8_LIMIT}[self.value]
+        return {"ternary": 1, "tied": 4, "int4": 7, "int8": INT8_LIMIT, "dual-int4": 112}[self.value]
+
+
+class Granularity(StrEnum):
+    """Which weights share one scale (OMSE, arXiv 1902.06822)."""
+
+    LAYER = "layer"
+    """All of a layer: alpha is 1, and the row scale a scalar."""
+    FILTER = "filter"
+    """Those of one output channel: alpha is 1."""
+    KERNEL = "kernel"
+    """Those of one output and one input channel, at all kernel positions of a convolution."""
+    GROUP = "group"
+    """N along the input channels, at one kernel position."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,26 +71,34 @@ class WeightScheme:
     codes : Codes
     group_size : int or None
         N, the number of weights that share one alpha; the last group of a row may be shorter. Always None
-        with INT8, whose alpha is 1.
+        with another granularity.
+    granularity : Granularity
+        Which weights share one scale; ``filter`` instead of ``kernel`` and ``group`` with INT8 and
+        DUAL codes, whose alpha is 1.
     weight_limit : int
         Largest magnitude of ``alpha * code``, 127 at most, so that it is an int8.
 
     Raises
     ------
     ConfigError
-        If `group_size` is below 1, or `weight_limit` leaves no alpha for the largest code or exceeds 127.
+        If `group_size` is below 1, or `weight_limit` leaves no alpha for the largest code (below 127 INT8
+        and DUAL take smaller codes) or exceeds 127.
     """
 
     codes: Codes = Codes.TERNARY
     group_size: int | None = 64
+    granularity: Granularity = Granularity.GROUP
     weight_limit: int = INT8_LIMIT
 
     def __post_init__(self) -> None:
-        if self.codes is Codes.INT8:
+        eight_bit = self.codes in (Codes.INT8, Codes.DUAL)
+        if eight_bit and self.granularity is not Granularity.LAYER:
+            object.__setattr__(self, "granularity", Granularity.FILTER)
+        if self.granularity is not Granularity.GROUP:
             object.__setattr__(self, "group_size", None)
         elif self.group_size is None or self.group_size < 1:
             raise ConfigError(f"group size: found {self.group_size}, wanted a whole number of at least 1")
-        least = 1 if self.codes is Codes.INT8 else self.codes.largest
+        least = 1 if eight_bit else self.codes.largest
         if not least <= self.weight_limit <= INT8_LIMIT:
             raise ConfigError(f"weight limit: found {self.weight_limit}, wanted {least}..{INT8_LIMIT}")
 
@@ -84,14 +110,20 @@ class WeightScheme:
     @property
     def alpha_limit(self) -> int:
         """Largest alpha."""
-        return self.weight_limit // self.max_code
+        varies = self.granularity in (Granularity.GROUP, Granularity.KERNEL)
+        return self.weight_limit // self.max_code if varies else 1
 
     def group_length(self, length: int) -> int:
         """Return how many of `length` weights along the group axis form a full group."""
+        if self.granularity is Granularity.KERNEL:
+            return 1
         return length if self.group_size is None else min(self.group_size, length)
 
     def __str__(self) -> str:
-        return str(self.codes) if self.group_size is None else f"{self.codes} N={self.group_size}"
+        if self.group_size is not None:
+            return f"{self.codes} N={self.group_size}"
+        plain = self.codes in (Codes.INT8, Codes.DUAL) and self.granularity is Granularity.FILTER
+        return str(self.codes) if plain else f"{self.codes} per {self.granularity}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,21 +134,34 @@ class ActivationScheme:
     ----------
     bits : int
         8 or 4. Four-bit values are held in uint8 and lie in 0..15.
+    tensors : int
+        1, or 2 of 4 bits: a coarse one, and one for the rest at a sixteenth of its scale. Their integers
+        are the upper and the lower half of one 8-bit integer, ``q = 16 q1 + q2``, which is how they are held.
 
     Raises
     ------
     ConfigError
-        If `bits` is neither 8 nor 4.
+        If `bits` is neither 8 nor 4, or there are other than one tensor or two of 4 bits.
     """
 
     bits: int = 8
+    tensors: int = 1
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise ConfigError(f"activation bits: found {self.bits}, wanted 8 or 4")
+        if (self.bits, self.tensors) not in ((8, 1), (4, 1), (4, 2)):
+            raise ConfigError(
+                f"activations: found {self.tensors} tensors of {self.bits} bits, wanted 1, or 2 of 4"
+            )
+
+    @property
+    def width(self) -> int:
+        """Bits of the integers of all tensors together."""
+        return self.bits * self.tensors
 
     def __str__(self) -> str:
-        return f"int{self.bits}"
+        return f"int{self.bits}" if self.tensors == 1 else f"{self.tensors} x int{self.bits}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,10 +17,13 @@ from fgq.converters.layers import WEIGHTED, FloatNode, find_layers, products_of_
 from fgq.converters.passes import prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
+from fgq.converters.sites import Site
+from fgq.mmse import StreamingHistogram, expected_error
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import lost_groups, signal_to_noise_db
-from fgq.report import LayerReport, Report, bits_per_weight, multiplications, removed_share
+from fgq.report import LayerReport, QuantizerReport, Report, bits_per_weight, multiplications, removed_share
 from fgq.runtime.layers import activation_bits, read_layer_weight
+from fgq.scheme import Quantizer
 
 
 def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
@@ -99,10 +102,40 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
         shape=layer.shape,
         scheme=str(entry.weights),
         activations=str(entry.activations or "float"),
+        activation_bits=None if entry.activations is None else entry.activations.width,
         reason=entry.note,
         multiplications=multiplications(layer.products, _lengths(layer.output)),
         **quantized,
     )
+
+
+def describe_quantizers(
+    quantizers: Mapping[Site, Mapping[int, Quantizer]], histograms: Mapping[str, StreamingHistogram]
+) -> tuple[QuantizerReport, ...]:
+    """Report the quantizers of activations.
+
+    Parameters
+    ----------
+    quantizers : mapping of Site to a mapping of bits to Quantizer
+    histograms : mapping of str to StreamingHistogram
+        What was observed, by tensor name.
+    """
+    found = []
+    for site, by_bits in quantizers.items():
+        histogram = histograms[str(site.tensor.name)]
+        for bits, quantizer in by_bits.items():
+            error = expected_error(histogram, quantizer)
+            found.append(
+                QuantizerReport(
+                    tensor=str(site.tensor.name),
+                    bits=bits,
+                    scale=quantizer.scale,
+                    zero_point=quantizer.zero_point,
+                    signal_to_noise_db=error.snr_db,
+                    clipped_share=error.clipped_share,
+                )
+            )
+    return tuple(found)
 
 
 def model_bytes(source: Source, model: ir.Model) -> int:
@@ -129,6 +162,7 @@ def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
             shape=tensor.shape,
             scheme=str(tensor.scheme),
             activations="float" if bits is None else f"int{bits}",
+            activation_bits=bits,
             reason="",
             bits_per_weight=bits_per_weight(tensor, packed=True),
             multiplications=multiplications(

@@ -74,9 +74,12 @@ def fit_row_scale(problem: Problem, grouping: Grouping, rows: Rows, least: Float
     weighted = integers @ problem.hessian
     numerator = np.einsum("mk,mk->m", weighted, problem.target)
     denominator = np.einsum("mk,mk->m", weighted, integers)
+    if grouping.shared:
+        numerator, denominator = (np.full(array.shape, array.sum()) for array in (numerator, denominator))
     fits = (numerator > 0) & (denominator > 0)
     fitted = np.where(fits, numerator / np.where(fits, denominator, 1.0), rows.row_scale)
-    return rows._replace(row_scale=bounded_row_scale(fitted, least))
+    bound = least.max() if grouping.shared and least is not None else least
+    return rows._replace(row_scale=bounded_row_scale(fitted, bound))
 
 
 def _round_in_turn(codes: Single, alpha: Single, b: Single, A: Single, max_code: int) -> Single:

@@ -205,7 +205,7 @@ def _refine(task: Task, observed: _Observed, recipe: Recipe, without: Collection
     weight = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis).astype(np.float64)
     M, E, L = weight.shape
     C = conv_groups(layer)
-    grouping = Grouping(E, L, task.scheme.group_length(L))
+    grouping = Grouping.of(task.scheme, E, L)
     matrices = weight.reshape(C, M // C, E * L)
     least = [None] * C if task.least is None else np.split(task.least, C)
     parts = _quantize_rows(
@@ -214,8 +214,8 @@ def _refine(task: Task, observed: _Observed, recipe: Recipe, without: Collection
     rows = Rows(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
     tensor = assemble(
         rows.codes,
-        rows.alpha,
-        rows.row_scale,
+        np.ones(1, np.uint8) if task.scheme.alpha_limit == 1 else rows.alpha,
+        rows.row_scale[0] if grouping.shared else rows.row_scale,
         task.scheme,
         shape=layer.shape,
         group_axis=layer.group_axis,

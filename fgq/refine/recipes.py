@@ -16,7 +16,7 @@ from fgq.refine.descent import fit_row_scale, sweep
 from fgq.refine.feedback import Elimination, feed_back
 from fgq.refine.moments import Float, Moments
 from fgq.refine.problem import Problem
-from fgq.refine.rows import Grouping, Rows, nearest
+from fgq.refine.rows import Grouping, Rows, least_squares, nearest
 from fgq.scheme import Codes, WeightScheme
 from fgq.ternary import bounded_row_scale
 
@@ -41,7 +41,7 @@ def calibrated(
     """Propose the target's nearest rows, with error feedback, then after each sweep of descent."""
     rows = nearest(problem.target, scheme, grouping, least)
     yield rows
-    if scheme.codes is Codes.INT8:
+    if scheme.alpha_limit == 1:
         return
     codebook = Codebook(scheme.max_code, scheme.alpha_limit)
     if Step.FEEDBACK not in without:
@@ -62,20 +62,25 @@ def rescaled(
     least: Float | None,
     without: Collection[Step] = (),
 ) -> Iterator[Rows]:
-    """Propose the target's nearest rows, then with alphas and row scales fitted to the inputs."""
-    rows = nearest(problem.target, scheme, grouping, least)
-    yield rows
+    """Propose the target's rows of least squared error, then alphas and row scales fitted to the inputs.
+
+    Of INT8 rows, those that clip nothing come first.
+    """
     if scheme.codes is Codes.INT8:
-        return
+        yield nearest(problem.target, scheme, grouping, least)
+    rows = least_squares(problem.target, scheme, grouping, least)
+    yield rows
     codebook = Codebook(scheme.max_code, scheme.alpha_limit)
-    for _ in range(0 if Step.DESCENT in without else SWEEPS):
-        rows = sweep(problem, grouping, codebook, rows, keep_codes=True)
+    sweeps = SWEEPS if scheme.alpha_limit > 1 else 1
+    for _ in range(0 if Step.DESCENT in without else sweeps):
+        if scheme.alpha_limit > 1:
+            rows = sweep(problem, grouping, codebook, rows, keep_codes=True)
         rows = fit_row_scale(problem, grouping, rows, least)
         yield rows
 
 
 def best_of(first: Rows, proposals: Iterable[Rows], held_out: Moments, grouping: Grouping) -> Rows:
-    """Return, row by row, what has the least error on held-out data.
+    """Return, row by row, what has the least error on held-out data; rows of one scale stay together.
 
     Parameters
     ----------
@@ -89,8 +94,9 @@ def best_of(first: Rows, proposals: Iterable[Rows], held_out: Moments, grouping:
     best, least = first, held_out.error(first.weights(grouping)[None])[0]
     for rows in proposals:
         error = held_out.error(rows.weights(grouping)[None])[0]
-        best = best.where(error < least, rows)
-        least = np.minimum(error, least)
+        better = np.broadcast_to(error.sum() < least.sum(), error.shape) if grouping.shared else error < least
+        best = best.where(better, rows)
+        least = np.where(better, error, least)
     return best
 
 

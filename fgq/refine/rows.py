@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.quantize import fit_groups, int8_rows
+from fgq.quantize import fit_matrix, int8_rows
 from fgq.refine.moments import Float, Single
-from fgq.scheme import Codes, WeightScheme
+from fgq.scheme import Codes, Granularity, WeightScheme
 from fgq.ternary import bounded_row_scale
 
 
@@ -22,15 +22,34 @@ class Grouping(NamedTuple):
         ``K = E * L``.
     N : int
         The length of a group; the last one of a place may be shorter.
+    across : bool
+        Whether a group takes one position of each place instead, so that N does not count.
+    shared : bool
+        Whether all rows have one row scale.
     """
 
     E: int
     L: int
     N: int
+    across: bool = False
+    shared: bool = False
+
+    @classmethod
+    def of(cls, scheme: WeightScheme, E: int, L: int) -> Grouping:
+        """Return the groups of a scheme in rows of E places of L positions."""
+        match scheme.granularity:
+            case Granularity.GROUP:
+                return cls(E, L, scheme.group_length(L))
+            case Granularity.KERNEL:
+                return cls(E, L, 1, across=True)
+            case other:
+                return cls(1, E * L, E * L, shared=other is Granularity.LAYER)
 
     @property
     def slices(self) -> list[slice]:
         """Where each group lies along K."""
+        if self.across:
+            return [slice(position, None, self.L) for position in range(self.L)]
         return [
             slice(e * self.L + start, e * self.L + min(start + self.N, self.L))
             for e in range(self.E)
@@ -40,7 +59,8 @@ class Grouping(NamedTuple):
     @property
     def lengths(self) -> NDArray[np.intp]:
         """How long each group is."""
-        return np.array([group.stop - group.start for group in self.slices])
+        K = self.E * self.L
+        return np.array([len(range(*group.indices(K))) for group in self.slices])
 
 
 class Rows(NamedTuple):
@@ -60,7 +80,11 @@ class Rows(NamedTuple):
 
     def integers(self, grouping: Grouping) -> Single:
         """Return ``alpha * codes``, float32 of shape (M, K)."""
-        integers: Single = np.repeat(self.alpha, grouping.lengths, axis=1).astype(np.float32)
+        if grouping.across:
+            alpha = np.tile(self.alpha, grouping.E)
+        else:
+            alpha = np.repeat(self.alpha, grouping.lengths, axis=1)
+        integers: Single = alpha.astype(np.float32)
         integers *= self.codes
         return integers
 
@@ -89,15 +113,48 @@ def nearest(weights: Float, scheme: WeightScheme, grouping: Grouping, least: Flo
     least : ndarray of float64, shape (M,), or None
         Lower bounds on the row scales.
     """
-    M, (E, L, N) = len(weights), grouping
-    if scheme.codes is Codes.INT8:
-        codes, row_scale = int8_rows(weights[:, None], scheme, least)
-        alpha = np.ones((M, len(grouping.lengths)), np.uint8)
-    else:
-        groups = np.zeros((M, E, -(-L // N) * N))
-        groups[..., :L] = weights.reshape(M, E, L)
-        codes, alpha, row_scale = fit_groups(groups.reshape(M, -1, N), scheme, least)
-        codes = codes.reshape(M, E, -1)[..., :L]
+    if scheme.codes is not Codes.INT8:
+        return least_squares(weights, scheme, grouping, least)
+    matrix, bound = _apart(weights, grouping, least)
+    codes, row_scale = int8_rows(matrix, scheme, bound)
+    return _together(weights, codes, np.ones((len(matrix), 1), np.uint8), row_scale, bound)
+
+
+def least_squares(weights: Float, scheme: WeightScheme, grouping: Grouping, least: Float | None) -> Rows:
+    """Return rows at scales of least squared error, which may clip: INT8 too (`fgq.quantize.fit_matrix`).
+
+    Parameters
+    ----------
+    weights : ndarray of float64, shape (M, K)
+    scheme : WeightScheme
+    grouping : Grouping
+    least : ndarray of float64, shape (M,), or None
+        Lower bounds on the row scales.
+    """
+    matrix, bound = _apart(weights, grouping, least)
+    codes, alpha, row_scale = fit_matrix(matrix, scheme, bound)
+    return _together(weights, codes, alpha, row_scale, bound)
+
+
+def _apart(weights: Float, grouping: Grouping, least: Float | None) -> tuple[Float, Float | None]:
+    """Return what has a row scale of its own as rows (M, E, L), or all as one row, and the bounds."""
+    if grouping.shared:
+        return weights.reshape(1, 1, -1), None if least is None else least.max(keepdims=True)
+    return weights.reshape(len(weights), grouping.E, grouping.L), least
+
+
+def _together(
+    weights: Float,
+    codes: NDArray[np.int8],
+    alpha: NDArray[np.uint8],
+    row_scale: NDArray[np.float32],
+    least: Float | None,
+) -> Rows:
     # A row of zeros may have any scale.
     positive = np.where(row_scale > 0, row_scale, 1.0).astype(np.float64)
-    return Rows(np.ascontiguousarray(codes.reshape(M, -1)), alpha, bounded_row_scale(positive, least))
+    M = len(weights)
+    return Rows(
+        np.ascontiguousarray(codes.reshape(M, -1)),
+        np.broadcast_to(alpha, (M, alpha.shape[1])),
+        np.broadcast_to(bounded_row_scale(positive, least), M),
+    )

@@ -21,6 +21,25 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
         ({"recipe": "omse-int4", "weights": "tied"}, "weights: found tied with the recipe omse-int4"),
         ({"without": "bias"}, "without: found 'bias', wanted a list of steps"),
         ({"without": ["weights"]}, "without: found 'weights', wanted one of target, residual, feedback"),
+        (
+            {"recipe": "omse-int4", "granularity": "channel"},
+            "granularity: found 'channel', wanted one of layer",
+        ),
+        ({"granularity": "filter"}, "granularity: found filter without the recipe omse-int4"),
+        ({"dual_weights": 0.1}, "dual_weights: found 0.1 without the recipe omse-int4"),
+        (
+            {"recipe": "omse-int4", "weights": "int8", "granularity": "kernel"},
+            "granularity: found kernel for int8 weights, wanted layer or filter",
+        ),
+        ({"recipe": "omse-int4", "dual_weights": -1}, "dual_weights: found -1, wanted a share"),
+        ({"recipe": "omse-int4", "dual_weights": True}, "dual_weights: found True, wanted a share"),
+        ({"recipe": "omse-int4", "dual_weights": float("nan")}, "dual_weights: found nan, wanted a share"),
+        (
+            {"recipe": "omse-int4", "weights": "int8", "dual_weights": 0.1},
+            "dual_weights: found 0.1 with weights of int8, wanted int4",
+        ),
+        ({"dual_activations": 0.1}, "dual_activations: found 0.1 with activations of int8, wanted int4"),
+        ({"smooth": "yes"}, "smooth: found 'yes', wanted true or false"),
         ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, none"),
         ({"activations": 8}, "activations: found 8"),
         ({"activations": None}, "activations: found None"),
@@ -147,3 +166,20 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         read_config(tmp_path / "nowhere.toml")
     with pytest.raises(ConfigError, match=r"cannot be read .Is a directory"):
         read_config(tmp_path)
+
+
+def test_the_thresholds_of_second_tensors_belong_to_int4():
+    omse = ConversionConfig(recipe="omse-int4", activations="int4")
+    assert (omse.dual_weights_above, omse.dual_activations_above) == (0.02, 0.05)
+    given = ConversionConfig(recipe="omse-int4", activations="int4", dual_weights=0, dual_activations=0.5)
+    assert (given.dual_weights_above, given.dual_activations_above) == (0, 0.5)
+    assert ConversionConfig(recipe="omse-int4", weights="int8").dual_weights_above is None
+    other = ConversionConfig(activations="int4")
+    assert (other.dual_weights_above, other.dual_activations_above) == (None, None)
+
+
+def test_4_bit_activations_are_smoothed_unless_asked_otherwise():
+    assert ConversionConfig(activations="int4").smooths
+    assert not ConversionConfig(activations="int4", smooth=False).smooths
+    assert not ConversionConfig().smooths
+    assert ConversionConfig(smooth=True).smooths

@@ -14,7 +14,7 @@ def test_a_group_holds_at_least_one_weight(group_size):
 
 @pytest.mark.parametrize("limit", [0, -1, 128])
 def test_limits_keep_weights_inside_an_int8(limit):
-    for codes, least in ((Codes.TERNARY, 1), (Codes.TIED, 4), (Codes.INT4, 7), (Codes.INT8, 1)):
+    for codes, least in zip(Codes, (1, 4, 7, 1, 1), strict=True):
         with pytest.raises(ConfigError, match=rf"weight limit: found {limit}, wanted {least}\.\.127"):
             WeightScheme(codes=codes, weight_limit=limit)
 
@@ -26,6 +26,7 @@ def test_the_limit_of_alpha_follows_from_the_largest_code():
         (4, 31),
         (7, 18),
         (127, 1),
+        (112, 1),
     ]
     assert WeightScheme(codes=Codes.INT4, weight_limit=WITHOUT_VNNI_LIMIT).alpha_limit == 9
 

@@ -113,6 +113,49 @@ def test_omse_is_int4(make_model, run, name):
     assert found > 12
 
 
+SHARED = {
+    "layer": ["int4 per layer", "int4 per filter", "int4 per layer", "int4 per layer"],
+    "filter": ["int4 per filter"] * 4,
+    "kernel": ["int4 per kernel"] * 3 + ["int4 per filter"],
+    "group": ["int4 N=3", "int4 N=8", "int4 N=8", "int4 N=8"],
+}
+
+
+@pytest.mark.parametrize("granularity", SHARED)
+def test_weights_share_scales_as_asked(make_model, run, granularity):
+    options = {"recipe": "omse-int4", "group_size": 8, "dual_weights": 1.0, "granularity": granularity}
+    found, report = quality(make_model, run, "cnn", samples("cnn", 32), **options)
+    assert [layer.scheme for layer in report.layers] == SHARED[granularity]
+    assert found > 10
+    with_second, dual = quality(
+        make_model, run, "cnn", samples("cnn", 32), **options | {"dual_weights": 0, "activations": "int8"}
+    )
+    assert {layer.scheme.split()[0] for layer in dual.layers} == {"dual-int4"}
+    assert dual.layers[1].scheme == "dual-int4"  # a grouped convolution has a scale for each filter
+    assert all(8 < layer.bits_per_weight for layer in dual.layers)
+    assert with_second > found
+
+
+@pytest.mark.parametrize("granularity", ["layer", "filter"])
+def test_omse_takes_int8_too(make_model, run, granularity):
+    options = {"recipe": "omse-int4", "weights": "int8", "granularity": granularity}
+    found, report = quality(make_model, run, "cnn", samples("cnn", 32), **options)
+    assert {layer.scheme for layer in report.layers} <= {"int8", "int8 per layer"}
+    assert found > 25
+
+
+def test_a_second_4_bit_input_is_reported_and_serves(make_model, run):
+    options = {"recipe": "omse-int4", "group_size": 8, "activations": "int4"}
+    one, plain = quality(make_model, run, "cnn", samples("cnn", 32), **options, dual_activations=1.0)
+    two, dual = quality(make_model, run, "cnn", samples("cnn", 32), **options, dual_activations=0.0)
+    assert two > one + 1
+    assert {layer.activations for layer in plain.layers} == {"int4"}
+    assert {layer.activations for layer in dual.layers} == {"2 x int4"}
+    assert (plain.activation_bits, dual.activation_bits) == (4, 8)
+    assert all(0 <= entry.clipped_share < 0.05 for entry in plain.quantizers)
+    assert {entry.bits for entry in dual.quantizers} == {8}
+
+
 @pytest.mark.parametrize("count", [1, 2, 9])
 @pytest.mark.parametrize("name", MODELS)
 def test_few_samples_do_no_harm(make_model, run, name, count):
