@@ -6,6 +6,7 @@ read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> q
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,8 +191,19 @@ def _convert(
     if kept is not None and _needs_data(recipe, tasks):
         reductions = [task for task in tasks if is_reduction(task.layer)]
         refined = refine_network(
-            model, float_model, reductions, kept, recipe, partial(report_progress, "quantize weights")
+            model,
+            float_model,
+            reductions,
+            kept,
+            Recipe.CALIBRATED if recipe is Recipe.RECONSTRUCT else recipe,
+            partial(report_progress, "quantize weights"),
         )
+        if recipe is Recipe.RECONSTRUCT:
+            from fgq.reconstruct.network import reconstruct_network
+
+            refined = reconstruct_network(
+                model, float_model, reductions, refined, kept, partial(report_progress, "reconstruct")
+            )
     layers = []
     for done, task in enumerate(tasks):
         report_progress("quantize weights", done, len(tasks))
@@ -238,7 +250,12 @@ def _check_convertible(
             f"{entry.name}: {entry.reason}" for entry in chosen[:3] if isinstance(entry, FloatNode)
         )
         raise ModelError(f"model: found no layer to convert, wanted at least one ({reasons or 'no weights'})")
-    if config.recipe in (Recipe.CALIBRATED, Recipe.OMSE) and calibration is None:
+    if config.recipe is Recipe.RECONSTRUCT and importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"recipe {config.recipe}: found no PyTorch, wanted it for training; install the extra train: "
+            "pip install 'fgq[train]'"
+        )
+    if config.recipe not in (None, Recipe.FGQ) and calibration is None:
         raise DataError(
             f"calibration data: found none, wanted some hundred samples for the recipe {config.recipe}; give "
             "--calibration-data FILE.npz or a folder, or --recipe fgq"
