@@ -54,6 +54,9 @@ Progress = Callable[[str, int, int | None], None]
 CALIBRATION_BATCH = 32
 """Samples that are run together, where the model leaves the batch size open."""
 
+RECONSTRUCTION_BATCH = 8
+"""The same where steps of training are made on them."""
+
 LEAST_FEEDS = 10
 """Fewer batches than these are cut into single samples, so that some can be held out."""
 
@@ -172,7 +175,8 @@ def _convert(
     _check_convertible(chosen, choices, config, calibration)
     _check_finite(choices)
     specs = input_specs(model)
-    feeds = None if calibration is None else as_batches(calibration, specs, CALIBRATION_BATCH)
+    together = RECONSTRUCTION_BATCH if config.recipe is Recipe.RECONSTRUCT else CALIBRATION_BATCH
+    feeds = None if calibration is None else as_batches(calibration, specs, together)
     check, feeds = _check_data(model, specs, feeds)
 
     recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)

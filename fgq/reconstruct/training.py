@@ -8,7 +8,6 @@ half a cosine.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,15 +19,15 @@ from torch import Tensor
 from fgq.reconstruct.module import Block, Place, Trained
 from fgq.refine.pieces import Values
 
-EPOCHS = 16
-"""How often the data are seen."""
+STEPS = 800
+"""Steps of a block."""
 
-TOGETHER = 16
-"""Samples of one step."""
+TOGETHER = 8
+"""Samples of a step, at least."""
 
-POSITION_RATE = 1e-2
-SHIFT_RATE = 2e-3
-"""Adam's rates: of positions, in units of a code, and of what is measured by its own size."""
+POSITION_RATE = 2e-3
+SHIFT_RATE = 1e-3
+"""Adam's rates at first: of positions, in units of a code, and of what is measured by its own size."""
 
 
 class Example(NamedTuple):
@@ -84,25 +83,21 @@ def train(
     )
     groups = _groups(examples)
     power = sum(float(np.sum(np.square(example.wanted, dtype=np.float64))) for example in examples)
-    values = sum(example.wanted.size for example in examples)
-    steps = EPOCHS * len(groups)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    unit = power / len(groups) or 1.0
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
     rng = np.random.default_rng(0)
-    for epoch in range(EPOCHS):
-        for done, place in enumerate(rng.permutation(len(groups))):
-            progress((epoch + done / len(groups)) / EPOCHS)
-            few = [examples[each] for each in groups[place]]
-            unit = power / values * sum(example.wanted.size for example in few) or 1.0
-            constants = block.constants()
-            loss = sum((_squared(block, constants, example) for example in few), torch.zeros(()))
-            adam.zero_grad()
-            (loss / unit).backward()  # type: ignore[no-untyped-call]
-            adam.step()
-            schedule.step()
-            for weight in trained.weights.values():
-                weight.keep_in_range()
+    order: list[int] = []
+    for step in range(STEPS):
+        progress(step / STEPS)
+        order = order or rng.permutation(len(groups)).tolist()
+        constants = block.constants()
+        errors = [_squared(block, constants, examples[place]) for place in groups[order.pop()]]
+        adam.zero_grad()
+        (sum(errors, torch.zeros(())) / unit).backward()  # type: ignore[no-untyped-call]
+        adam.step()
+        schedule.step()
+        for weight in trained.weights.values():
+            weight.keep_in_range()
 
 
 def _squared(block: Block, constants: Mapping[Place, Tensor], example: Example) -> Tensor:
