@@ -15,6 +15,7 @@ from fgq.converters.layers import Layer, find_layers
 from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import largest_bias
+from fgq.reconstruct import training
 from fgq.reconstruct.blocks import Stretch, find_blocks
 from fgq.reconstruct.module import Block, Place, Trained, vectors
 from fgq.reconstruct.training import Example, relative_error, train
@@ -56,11 +57,15 @@ def reconstruct_network(
     Refined
     """
     by_name = {task.layer.name: task for task in tasks}
-    layers = [layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in by_name]
+    layers = [
+        layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in by_name
+    ]
     blocks, warnings = find_blocks(float_model.graph, layers)
     found = Refined(dict(refined.weights), [*refined.warnings, *warnings])
     if len(feeds) < 2:
-        found.warnings.append("reconstruction: found one batch of data, wanted two at least; nothing was trained")
+        found.warnings.append(
+            "reconstruction: found one batch of data, wanted two at least; nothing was trained"
+        )
         return found
     replaced = {
         task.layer.node: Replacement(task.layer.weight_index, found.weights[task.layer.node].dequantize())
@@ -80,8 +85,8 @@ def reconstruct_network(
         better = _reconstruct(nodes, members, _examples(float_model, block, quantized, exact), found, advance)
         if better is None:
             found.warnings.append(
-                f"{block.layers[0].name}: reconstruction of its block did not lower the error on held-out data; "
-                "it stays as calibrated"
+                f"{block.layers[0].name}: reconstruction of its block did not lower the error on held-out "
+                "data; it stays as calibrated"
             )
             continue
         for task, tensor in zip(members, better.weights, strict=True):
@@ -133,7 +138,7 @@ def _reconstruct(
     found: Refined,
     progress: Callable[[float], None],
 ) -> _Better | None:
-    """Train a block; None where held-out data like what it was as much."""
+    """Train a block, first scales alone, then codes too; None where held-out data like neither better."""
     before = _Better([found.weights[task.layer.node] for task in tasks], vectors(nodes))
     trained = Trained(
         {
@@ -146,10 +151,19 @@ def _reconstruct(
     every = min(HELD_OUT_EVERY, len(examples))
     seen = [example for index, example in enumerate(examples) if index % every != every - 1]
     held_out = examples[every - 1 :: every]
-    error = relative_error(block, before.constants(tasks), held_out)
-    train(block, trained, seen, progress)
-    after = _harden(tasks, trained)
-    return after if relative_error(block, after.constants(tasks), held_out) < error else None
+    best, least = None, relative_error(block, before.constants(tasks), held_out)
+    total = training.SCALE_STEPS + training.CODE_STEPS
+    for first, steps in ((0, training.SCALE_STEPS), (training.SCALE_STEPS, training.CODE_STEPS)):
+
+        def advance(share: float, first: int = first, steps: int = steps) -> None:
+            progress((first + share * steps) / total)
+
+        train(block, trained, seen, steps, advance, keep_codes=first == 0)
+        after = _harden(tasks, trained)
+        error = relative_error(block, after.constants(tasks), held_out)
+        if error < least:
+            best, least = after, error
+    return best
 
 
 def _harden(tasks: Sequence[Task], trained: Trained) -> _Better:

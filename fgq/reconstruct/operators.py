@@ -149,9 +149,7 @@ def _layer_normalization(node: ir.Node, x: Inputs) -> Tensor:
 
 def _batch_normalization(node: ir.Node, x: Inputs) -> Tensor:
     value, scale, bias, mean, variance = (_given(each) for each in x)
-    return F.batch_norm(
-        value, mean, variance, scale, bias, eps=node.attributes.get_float("epsilon", 1e-5)
-    )
+    return F.batch_norm(value, mean, variance, scale, bias, eps=node.attributes.get_float("epsilon", 1e-5))
 
 
 def _gelu(node: ir.Node, x: Inputs) -> Tensor:

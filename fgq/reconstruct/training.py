@@ -1,9 +1,9 @@
 r"""Train a block so that its output is the float network's.
 
-The loss is ``sum (y' - y)^2 / sum y^2`` over a few batches at a time, y' from what the quantized prefix of the
-network gives and y from the float network (BRECQ, Li et al. 2021, arXiv 2102.05426, with the identity in place
-of the Fisher information, as in QDrop, Wei et al. 2022, arXiv 2203.05740). Adam, with a rate that falls along
-half a cosine.
+The loss is ``sum (y' - y)^2 / sum y^2`` over a few batches at a time, y' from what the quantized prefix of
+the network gives and y from the float network (BRECQ, Li et al. 2021, arXiv 2102.05426, with the identity in
+place of the Fisher information, as in QDrop, Wei et al. 2022, arXiv 2203.05740). Adam, with a rate that falls
+along half a cosine.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch import Tensor
 from fgq.reconstruct.module import Block, Place, Trained
 from fgq.refine.pieces import Values
 
-STEPS = 800
-"""Steps of a block."""
+SCALE_STEPS = 300
+CODE_STEPS = 600
+"""Steps of a block: with codes as they are, and with all that can be trained."""
 
 TOGETHER = 8
 """Samples of a step, at least."""
@@ -62,7 +63,13 @@ def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Se
 
 
 def train(
-    block: Block, trained: Trained, examples: Sequence[Example], progress: Callable[[float], None]
+    block: Block,
+    trained: Trained,
+    examples: Sequence[Example],
+    steps: int,
+    progress: Callable[[float], None],
+    *,
+    keep_codes: bool,
 ) -> None:
     """Lower the error of a block's output by its weights and vectors.
 
@@ -72,11 +79,18 @@ def train(
     trained : Trained
         Its weights and vectors, changed in place.
     examples : sequence of Example
+    steps : int
     progress : callable
         Called with the share of the work that is done.
+    keep_codes : bool
+        Whether to train scales and vectors alone.
     """
     positions = [weight.position for weight in trained.weights.values()]
-    shifts = [shift for weight in trained.weights.values() for shift in (weight.alpha_shift, weight.row_shift)]
+    for position in positions:
+        position.requires_grad_(not keep_codes)
+    shifts = [
+        shift for weight in trained.weights.values() for shift in (weight.alpha_shift, weight.row_shift)
+    ]
     shifts += [vector.shift for vector in trained.vectors.values()]
     adam = torch.optim.Adam(
         [{"params": positions, "lr": POSITION_RATE}, {"params": shifts, "lr": SHIFT_RATE}], betas=(0.9, 0.99)
@@ -84,11 +98,11 @@ def train(
     groups = _groups(examples)
     power = sum(float(np.sum(np.square(example.wanted, dtype=np.float64))) for example in examples)
     unit = power / len(groups) or 1.0
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     rng = np.random.default_rng(0)
     order: list[int] = []
-    for step in range(STEPS):
-        progress(step / STEPS)
+    for step in range(steps):
+        progress(step / steps)
         order = order or rng.permutation(len(groups)).tolist()
         constants = block.constants()
         errors = [_squared(block, constants, examples[place]) for place in groups[order.pop()]]
@@ -96,8 +110,9 @@ def train(
         (sum(errors, torch.zeros(())) / unit).backward()  # type: ignore[no-untyped-call]
         adam.step()
         schedule.step()
-        for weight in trained.weights.values():
-            weight.keep_in_range()
+        if not keep_codes:
+            for weight in trained.weights.values():
+                weight.keep_in_range()
 
 
 def _squared(block: Block, constants: Mapping[Place, Tensor], example: Example) -> Tensor:

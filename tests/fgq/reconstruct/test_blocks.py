@@ -84,7 +84,8 @@ def test_sublayers_with_normalizations_before_them(make_model):
     text = (
         "(float[1,T,8] x, float[1,T,T] mask) => (float y) { i = MatMul(x, w) \n n = LayerNormalization(i, g)"
         + ATTENTION.format(x="n", q="a", residual="i")
-        + "m = LayerNormalization(ar, g)\n f = MatMul(m, w)\n h = Gelu(f)\n e = MatMul(h, w)\n y = Add(e, ar) }"
+        + "m = LayerNormalization(ar, g)\n"
+        + "f = MatMul(m, w)\n h = Gelu(f)\n e = MatMul(h, w)\n y = Add(e, ar) }"
     )
     found, _ = cut(make_model, text, weights(w=(8, 8), g=(8,)))
     assert found == [
@@ -112,6 +113,8 @@ def test_an_unknown_operator_leaves_the_layers_of_its_block(make_model):
 def test_long_stretches_are_no_blocks(make_model):
     lines = [f"v{place + 1} = MatMul(v{place}, w)" for place in range(MOST_LAYERS + 1)]
     body = "\n".join(["v0 = Identity(x)", *lines, f"y = Add(v{MOST_LAYERS + 1}, x)"])
-    found, warnings = cut(make_model, f"(float[3,8] x) => (float y) {{ z = MatMul(x, w)\n {body} }}", weights(w=(8, 8)))
+    found, warnings = cut(
+        make_model, f"(float[3,8] x) => (float y) {{ z = MatMul(x, w)\n {body} }}", weights(w=(8, 8))
+    )
     assert len(found) == MOST_LAYERS + 2
     assert f"more than {MOST_LAYERS} layers" in warnings[0]

@@ -9,7 +9,7 @@ import pytest
 from fgq import Session, convert
 from fgq.errors import ConfigError, DataError
 from fgq.quantize import signal_to_noise_db
-from fgq.reconstruct import network, training
+from fgq.reconstruct import training
 
 pytest.importorskip("torch")
 
@@ -75,12 +75,13 @@ def samples(name, count, seed=0):
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(training, "STEPS", 80)
+    monkeypatch.setattr(training, "SCALE_STEPS", 40)
+    monkeypatch.setattr(training, "CODE_STEPS", 60)
     monkeypatch.setattr(training, "POSITION_RATE", 0.02)
 
 
 def quality(make_model, run, name, **options):
-    model = make_model(*MODELS[name])
+    model = make_model(*MODELS[name], opset=20)
     result = convert(model, calibration=samples(name, 96), first_last_int8=False, group_size=16, **options)
     fresh = samples(name, 64, seed=99)
     (theirs,) = run(result.model, fresh)
@@ -98,15 +99,14 @@ def test_reconstruction_helps(make_model, run, name):
 
 
 def test_the_same_data_give_the_same_file(make_model):
-    model, data = make_model(*MODELS["transformer"]), samples("transformer", 24)
+    model, data = make_model(*MODELS["transformer"], opset=20), samples("transformer", 24)
     first, second = (convert(model, calibration=data, recipe="reconstruct").model for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
 def test_blocks_that_held_out_data_do_not_like_stay_as_calibrated(make_model, monkeypatch):
     """Steps far too large."""
-    model, data = make_model(*MODELS["transformer"]), samples("transformer", 96)
-    monkeypatch.setattr(network, "HELD_OUT_EVERY", 5)
+    model, data = make_model(*MODELS["transformer"], opset=20), samples("transformer", 96)
     monkeypatch.setattr("fgq.pipeline.RECONSTRUCTION_BATCH", 32)  # the batches of the recipe calibrated
     calibrated = convert(model, calibration=data, recipe="calibrated").model
     monkeypatch.setattr(training, "SHIFT_RATE", 30.0)
@@ -117,7 +117,7 @@ def test_blocks_that_held_out_data_do_not_like_stay_as_calibrated(make_model, mo
 
 
 def test_one_batch_trains_nothing(make_model):
-    model = make_model(*MODELS["transformer"])
+    model = make_model(*MODELS["transformer"], opset=20)
     report = convert(model, calibration=samples("transformer", 1), recipe="reconstruct").report
     assert any("found one batch of data" in warning for warning in report.warnings)
 

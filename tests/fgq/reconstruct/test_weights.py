@@ -19,7 +19,9 @@ def start(scheme, shape, axes):
     return quantize_weight(weight, scheme, group_axis=axes[0], channel_axis=axes[1]), weight
 
 
-@pytest.mark.parametrize("shape_axes", [((12, 7), (0, 1)), ((7, 12), (1, 0)), ((4, 12, 3, 3), (1, 0))], ids=str)
+@pytest.mark.parametrize(
+    "shape_axes", [((12, 7), (0, 1)), ((7, 12), (1, 0)), ((4, 12, 3, 3), (1, 0))], ids=str
+)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_untrained_weights_are_what_they_started_from(scheme, shape_axes):
     tensor, weight = start(scheme, *shape_axes)
