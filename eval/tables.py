@@ -6,7 +6,8 @@
     python -m fgq.eval.tables --out docs/accuracy.md --images test50000.npz
 
 The document is written by hand; each table in it stands between ``<!-- table NAME -->`` and
-``<!-- end NAME -->``, and is replaced. MiniLM needs the extra ``text``.
+``<!-- end NAME -->``, and is replaced. MiniLM needs the extra ``text``, and the
+recipe ``reconstruct`` the extra ``train``.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ CONFIGS = (
     _config(Recipe.CALIBRATED, 4),
     _config(Recipe.FGQ, 64),
     _config(Recipe.CALIBRATED, 64),
+    _config(Recipe.RECONSTRUCT, 64),
     _config(Recipe.CALIBRATED, 64, Codes.TIED),
     ConversionConfig(recipe=Recipe.CALIBRATED, group_size=64, target_bits=3),
     _config(Recipe.CALIBRATED, 64, Codes.INT4),

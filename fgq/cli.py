@@ -87,8 +87,9 @@ def convert(
     recipe: Annotated[
         Recipe | None,
         typer.Option(
-            help="How weights become integers: the paper's way, calibrated on data, or INT4 of least squared "
-            "error.  [default: calibrated with calibration data, else fgq]"
+            help="How weights become integers: the paper's way, calibrated on data, calibrated and then "
+            "trained block by block (extra train), or INT4 of least squared error.  "
+            "[default: calibrated with calibration data, else fgq]"
         ),
     ] = None,
     without: Annotated[

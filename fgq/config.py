@@ -37,6 +37,8 @@ class Recipe(StrEnum):
     """Groups chosen for what they do to the layer's output on calibration data."""
     OMSE = "omse-int4"
     """INT4 of least squared error, its scales refined on calibration data."""
+    RECONSTRUCT = "reconstruct"
+    """As calibrated, then trained block by block to give the float network's outputs."""
 
 
 class Step(StrEnum):

@@ -6,6 +6,7 @@ read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> q
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +56,9 @@ Progress = Callable[[str, int, int | None], None]
 
 CALIBRATION_BATCH = 32
 """Samples that are run together, where the model leaves the batch size open."""
+
+RECONSTRUCTION_BATCH = 8
+"""The same where steps of training are made on them."""
 
 LEAST_FEEDS = 10
 """Fewer batches than these are cut into single samples, so that some can be held out."""
@@ -196,7 +200,8 @@ def _convert(
     _check_convertible(chosen, choices, config, calibration)
     _check_finite(choices)
     specs = input_specs(model)
-    feeds = None if calibration is None else as_batches(calibration, specs, CALIBRATION_BATCH)
+    together = RECONSTRUCTION_BATCH if config.recipe is Recipe.RECONSTRUCT else CALIBRATION_BATCH
+    feeds = None if calibration is None else as_batches(calibration, specs, together)
     check, feeds = _check_data(model, specs, feeds)
 
     recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
@@ -220,10 +225,17 @@ def _convert(
         if make_checkpoint is not None:
             schemes = [(task.layer.name, task.scheme) for task in reductions]
             checkpoint = make_checkpoint(fingerprint(model, (recipe, config, schemes), kept))
+        first = Recipe.CALIBRATED if recipe is Recipe.RECONSTRUCT else recipe
         refining = partial(report_progress, "quantize weights")
         refined = refine_network(
-            model, float_model, reductions, kept, recipe, refining, checkpoint, config.without
+            model, float_model, reductions, kept, first, refining, checkpoint, config.without
         )
+        if recipe is Recipe.RECONSTRUCT:
+            from fgq.reconstruct.network import reconstruct_network
+
+            refined = reconstruct_network(
+                model, float_model, reductions, refined, kept, partial(report_progress, "reconstruct")
+            )
     layers = []
     for done, task in enumerate(tasks):
         report_progress("quantize weights", done, len(tasks))
@@ -273,7 +285,12 @@ def _check_convertible(
             f"{entry.name}: {entry.reason}" for entry in chosen[:3] if isinstance(entry, FloatNode)
         )
         raise ModelError(f"model: found no layer to convert, wanted at least one ({reasons or 'no weights'})")
-    if config.recipe in (Recipe.CALIBRATED, Recipe.OMSE) and calibration is None:
+    if config.recipe is Recipe.RECONSTRUCT and importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"recipe {config.recipe}: found no PyTorch, wanted it for training; install the extra train: "
+            "pip install 'fgq[train]'"
+        )
+    if config.recipe not in (None, Recipe.FGQ) and calibration is None:
         raise DataError(
             f"calibration data: found none, wanted some hundred samples for the recipe {config.recipe}; give "
             "--calibration-data FILE.npz or a folder, or --recipe fgq"

@@ -81,7 +81,7 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
     strides = attributes.get_ints("strides", [1, 1])
     dilations = attributes.get_ints("dilations", [1, 1])
     reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
-    before, after = _pads(layer.node, x.shape[2:], reach, strides)
+    before, after = pads_of(layer.node, x.shape[2:], reach, strides)
     padded = np.pad(x.transpose(0, 2, 3, 1), ((0, 0), *zip(before, after, strict=True), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
     windows = windows[:, :: strides[0], :: strides[1], :, :: dilations[0], :: dilations[1]]
@@ -94,9 +94,17 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
     return np.ascontiguousarray(rows).reshape(groups, len(picked), -1)
 
 
-def _pads(
+def pads_of(
     node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
 ) -> tuple[list[int], list[int]]:
+    """Return how far the windows of a Conv or a pooling reach beyond the image, before and after.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    size, reach, strides : sequence of int, one for each spatial axis
+        Of the image, of a window with its dilation, and of its steps.
+    """
     attributes = node.attributes
     mode = attributes.get_string("auto_pad", "NOTSET")
     if mode == "NOTSET":
