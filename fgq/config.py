@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass, fields
@@ -90,8 +91,16 @@ class ConversionConfig:
     without : sequence of Step
         Steps of the recipe to leave out, to see what each brings.
     target_bits : float, optional
-        Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
-        kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
+        Give each layer ternary, tied, INT4 or INT8 codes, or leave it float, so that a weight takes no more
+        bits on average, as kernels hold it (2, 4, 4 or 8, and 8/N for its alpha, or 32), and the outputs
+        change least (`fgq.plan`).
+    target_multiplications : float, optional
+        The same for the share of multiplications by constant weights that is left.
+    target_latency : float, optional
+        The same for the time of all layers, estimated by timing each, as a share of the float layers' time.
+    max_drop : float, optional
+        Take the fewest bits, within the targets, whose measured loss is at most so many points
+        (`fgq.report.HeldOutCheck`).
     activations : Activations
         ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
     form : Form
@@ -120,6 +129,9 @@ class ConversionConfig:
     recipe: Recipe | None = None
     without: tuple[Step, ...] = ()
     target_bits: float | None = None
+    target_multiplications: float | None = None
+    target_latency: float | None = None
+    max_drop: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
     include: str | None = None
@@ -145,11 +157,12 @@ class ConversionConfig:
         object.__setattr__(self, "without", tuple(_choice("without", Step, step) for step in steps))
         if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4):
             raise ConfigError(f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4")
-        bits = self.target_bits
-        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
-            raise ConfigError(f"target_bits: found {bits!r}, wanted a positive number")
-        if bits is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
-            raise ConfigError(f"target_bits: found {bits!r} for {self.codes} weights, wanted one of the two")
+        for name in _TARGETS:
+            _check_target(name, getattr(self, name), zero=name == "max_drop")
+            if getattr(self, name) is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)!r} for {self.codes} weights, wanted one of the two"
+                )
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
         for name in ("first_last_int8", "x86_without_vnni"):
@@ -158,6 +171,17 @@ class ConversionConfig:
         if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
             raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
         WeightScheme(codes=self.codes, group_size=self.group_size)
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """The targets that are given, by what they limit: bits, multiplications, latency."""
+        given = {name: getattr(self, f"target_{name}") for name in ("bits", "multiplications", "latency")}
+        return {name: float(target) for name, target in given.items() if target is not None}
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the layers' schemes follow from targets."""
+        return bool(self.budgets) or self.max_drop is not None
 
     @property
     def weight_limit(self) -> int:
@@ -184,6 +208,19 @@ class ConversionConfig:
         """The scheme of the inputs of layers not kept at 8 bits; None where activations stay float."""
         bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
         return None if bits is None else ActivationScheme(bits=bits)
+
+
+_TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
+
+
+def _check_target(name: str, value: object, *, zero: bool) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise ConfigError(
+            f"{name}: found {value!r}, wanted a {'number of at least 0' if zero else 'positive number'}"
+        )
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
