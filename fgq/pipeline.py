@@ -276,7 +276,7 @@ def _search(
             "more calibration data, or --held-out-data"
         )
     plans = tradeoffs.curve(job.config.budgets)
-    tried: dict[int, _Converted] = {}
+    held: dict[int, _Converted] = {}  # the last that held, no more: models may be large
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
 
         def attempt(index: int) -> HeldOutCheck:
@@ -285,15 +285,18 @@ def _search(
 
             place = Path(folder) / str(index) / path.name
             place.parent.mkdir()
-            tried[index] = _finish(model.clone(), place, job, plans[index], progress)
-            check = tried[index].report.held_out
+            converted = _finish(model.clone(), place, job, plans[index], progress)
+            check = converted.report.held_out
             assert check is not None  # there are samples to judge by
+            if check.loss.value <= most:
+                held.clear()
+                held[index] = converted
             return check
 
         found = search(plans, job.config.budgets, most, attempt)
         for file in (Path(folder) / str(found)).iterdir():
             shutil.move(file, path.parent / file.name)
-    return tried[found]
+    return held[found]
 
 
 def _finish(

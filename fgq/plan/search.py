@@ -54,7 +54,7 @@ def search(
 
 
 def cheapest(count: int, holds: Callable[[int], bool]) -> int | None:
-    """Return the first of `count` things that holds, by bisection.
+    """Return the first of `count` things that holds, by bisection; the last one tried that held.
 
     Each is expected to hold where one before it does. Measured losses have chance in them, and neighbours
     may not keep to this; what is returned has itself been tried and held.

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from fgq import stats
 from fgq.errors import ConfigError, DataError
-from fgq.eval import stats
 from fgq.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 
 
