@@ -20,7 +20,7 @@ from fgq.outputs import divergence, relative_error
 from fgq.plan.options import Option
 from fgq.quantize import quantize_weight
 from fgq.refine.pieces import Piece, Prefix, Replacement, Values
-from fgq.scheme import ActivationScheme
+from fgq.scheme import ActivationScheme, WeightScheme
 
 DIVERGENCE = "Kullback-Leibler divergence, nats"
 RELATIVE_ERROR = "relative squared error"
@@ -64,7 +64,8 @@ def sensitivities(
     nodes = list(model.graph)
     outputs = {str(value.name) for value in model.graph.outputs}
     prefix = Prefix(model, _first(feeds), {})
-    exact = [Piece(model, nodes, sorted(outputs))(values) for values in prefix.batches]
+    whole = Piece(model, nodes, sorted(outputs))
+    exact = [whole(values) for values in prefix.batches]
     found = []
     for done, (choice, schemes) in enumerate(zip(choices, options, strict=True)):
         progress(done, len(choices))
@@ -79,17 +80,20 @@ def sensitivities(
                 if scheme is not None:
                     alone = _layer_alone(model, choice, scheme)
                     given = zip(prefix.batches, inputs, strict=True)
-                    behind = [values | alone(x) for values, x in given]
-                    ends = [values | rest(values) for values in behind]
-                    moved = [{name: v[name] for name in sorted(outputs & v.keys())} for v in ends]
+                    moved = [_ends(alone, rest, values, x, outputs) for values, x in given]
                     costs[place] = _change(exact, moved, scores)
         found.append(costs)
     return found
 
 
-def _layer_alone(model: ir.Model, choice: Choice, scheme: Option) -> Piece:
+def _ends(alone: Piece, rest: Piece, values: Values, given: Values, outputs: set[str]) -> Values:
+    """Return the outputs of the network when its layer reads `given`."""
+    behind = values | alone(given)
+    return {name: array for name, array in (behind | rest(behind)).items() if name in outputs}
+
+
+def _layer_alone(model: ir.Model, choice: Choice, scheme: WeightScheme) -> Piece:
     layer = choice.layer
-    assert scheme is not None
     tensor = quantize_weight(
         layer.weight_array, scheme, group_axis=layer.group_axis, channel_axis=layer.channel_axis
     )
