@@ -103,10 +103,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FloatNode:
-    """A node with weights, or made for them, that stays as it is, and why."""
+    """A node with weights, or made for them, that stays as it is, and why.
+
+    `layer` is what it could have been, of a layer that is planned to stay float.
+    """
 
     node: ir.Node
     reason: str
+    layer: Layer | None = None
 
     @property
     def name(self) -> str:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fgq.data import InputSpec, Samples, as_batches
 from fgq.errors import DataError
-from fgq.eval.stats import Estimate, paired_bootstrap, wilson_interval
 from fgq.onnx_file import first_line
+from fgq.stats import Estimate, paired_bootstrap, wilson_interval
 
 BATCH = 64
 """Samples that are run together, where the model leaves the batch size open."""

@@ -13,9 +13,9 @@ from fgq.data import input_specs
 from fgq.errors import DataError, FgqError
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset
-from fgq.eval.stats import Estimate
 from fgq.onnx_file import first_line
 from fgq.runtime import Session
+from fgq.stats import Estimate
 from fgq.survey import model_bytes
 
 Progress = Callable[[str, int, int | None], None]

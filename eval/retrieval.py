@@ -27,8 +27,8 @@ from rich.table import Table
 from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.eval.docstrings import docstring_pairs
 from fgq.eval.minilm import MAX_TOKENS, export_minilm, tokenize
-from fgq.eval.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 from fgq.eval.torch_export import save_onnx
+from fgq.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 
 BATCH = 32
 TABLE_WIDTH = 120

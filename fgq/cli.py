@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import StrEnum
 from importlib.metadata import version as package_version
 from io import TextIOWrapper
@@ -132,8 +132,31 @@ def convert(
         float | None,
         typer.Option(
             metavar="B",
-            help="Give each layer ternary, tied or 8-bit codes, for at most B bits a weight in memory.",
+            help="Choose ternary, tied, int4, int8 or float for each layer: at most B bits a weight.",
         ),
+    ] = None,
+    target_multiplications: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The same, for at most this share of float's multiplications."),
+    ] = None,
+    target_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="The same, for this share of float's time, estimated by timing each layer."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="POINTS",
+            help="Plan for the fewest bits whose loss on held-out samples is at most so many points.",
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Give each layer the scheme that a plan says (JSON).")
+    ] = None,
+    save_plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan, for --plan to take back.")
     ] = None,
     activations: Annotated[
         Activations | None,
@@ -145,6 +168,14 @@ def convert(
             metavar="DATA",
             help="Samples of the model's input: an .npz with an array per input, a folder of .npz files or "
             "of images, or the name of a data set (characters, docstrings).",
+        ),
+    ] = None,
+    held_out_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Samples to measure the result on, with labels if there are any.  [default for plans: a "
+            "fifth of the calibration data, which is then not calibrated on]",
         ),
     ] = None,
     form: Annotated[
@@ -205,6 +236,9 @@ def convert(
         "dual_activations": dual_activations,
         "smooth": smooth,
         "target_bits": target_bits,
+        "target_multiplications": target_multiplications,
+        "target_latency": target_latency,
+        "max_drop": max_drop,
         "activations": activations,
         "form": form,
         "include": include,
@@ -216,8 +250,13 @@ def convert(
     options = {} if config is None else read_config(config)
     chosen = ConversionConfig(**options | {name: value for name, value in given.items() if value is not None})
 
-    from fgq import display, files, onnx_file, pipeline, survey
+    from fgq import display, files, pipeline, survey
+    from fgq.plan import read_plan
 
+    if dry_run and (plan is not None or save_plan is not None):
+        raise ConfigError(
+            "--dry-run: found --plan or --save-plan with it, wanted none of them; it plans nothing"
+        )
     if dry_run:
         _show_survey(survey.survey(model, chosen), json=json)
         return
@@ -227,19 +266,34 @@ def convert(
     if calibration_data is not None:
         samples = _calibration_data(model, calibration_data)
         files.refuse_same_file(calibration_data, output)
-    for read in (model, output, calibration_data, config):
-        if report is not None and read is not None:
-            files.refuse_same_file(read, report)
-    # Staged before the conversion: a report that cannot be written is refused before the work.
-    with nullcontext() if report is None else onnx_file.staged(report) as report_path:
+    held_out = None if held_out_data is None else _open_data(model, held_out_data, "test")
+    given_plan = None if plan is None else read_plan(plan)
+    if save_plan is not None and given_plan is None and not chosen.is_planned:
+        raise ConfigError("--save-plan: found no plan to save, wanted --target-bits or another target")
+    read = (model, output, calibration_data, held_out_data, config, plan)
+    for written, others in ((report, read), (save_plan, (*read, report)), (output, (held_out_data, plan))):
+        for other in others:
+            if written is not None and other is not None:
+                files.refuse_same_file(other, written)
+    # Staged before the conversion: what cannot be written is refused before the work.
+    with _staged(report) as report_path, _staged(save_plan) as plan_path:
         with _unfinished(pipeline.unfinished_folder(output)), display.progress_bar() as advance:
-            result = pipeline.convert_file(model, output, chosen, samples, advance, resume=resume)
-        if report_path is not None:
-            report_path.write_text(display.as_json(result.to_dict()) + "\n", encoding="utf-8")
+            result = pipeline.convert_file(
+                model, output, chosen, samples, advance, held_out=held_out, plan=given_plan, resume=resume
+            )
+        for path, value in ((report_path, result.to_dict()), (plan_path, result.plan)):
+            if path is not None:
+                path.write_text(display.as_json(value) + "\n", encoding="utf-8")
     if json:
         display.print_json(result.to_dict())
     else:
         display.print_report(result, str(output))
+
+
+def _staged(path: Path | None) -> AbstractContextManager[Path | None]:
+    from fgq import onnx_file
+
+    return nullcontext() if path is None else onnx_file.staged(path)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from dataclasses import dataclass, fields
@@ -111,8 +112,16 @@ class ConversionConfig:
         Whether channels of activations are scaled, and the weights that read them against them, where
         calibration data say that this lowers the error (`fgq.smooth`); if not given, with 4-bit activations.
     target_bits : float, optional
-        Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
-        kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
+        Give each layer ternary, tied, INT4 or INT8 codes, or leave it float, so that a weight takes no more
+        bits on average, as kernels hold it (2, 4, 4 or 8, and 8/N for its alpha, or 32), and the outputs
+        change least (`fgq.plan`).
+    target_multiplications : float, optional
+        The same for the share of multiplications by constant weights that is left.
+    target_latency : float, optional
+        The same for the time of all layers, estimated by timing each, as a share of the float layers' time.
+    max_drop : float, optional
+        Take the fewest bits, within the targets, whose measured loss is at most so many points
+        (`fgq.report.HeldOutCheck`).
     activations : Activations
         ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
     form : Form
@@ -145,6 +154,9 @@ class ConversionConfig:
     dual_activations: float | None = None
     smooth: bool | None = None
     target_bits: float | None = None
+    target_multiplications: float | None = None
+    target_latency: float | None = None
+    max_drop: float | None = None
     activations: Activations = Activations.INT8
     form: Form = Form.PACKED
     include: str | None = None
@@ -170,11 +182,12 @@ class ConversionConfig:
             raise ConfigError(f"without: found {steps!r}, wanted a list of steps")
         object.__setattr__(self, "without", tuple(_choice("without", Step, step) for step in steps))
         self._check_omse()
-        bits = self.target_bits
-        if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int | float) or not bits > 0):
-            raise ConfigError(f"target_bits: found {bits!r}, wanted a positive number")
-        if bits is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
-            raise ConfigError(f"target_bits: found {bits!r} for {self.codes} weights, wanted one of the two")
+        for name in _TARGETS:
+            _check_target(name, getattr(self, name), zero=name == "max_drop")
+            if getattr(self, name) is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
+                raise ConfigError(
+                    f"{name}: found {getattr(self, name)!r} for {self.codes} weights, wanted one of the two"
+                )
         for name in ("include", "exclude"):
             _check_regex(name, getattr(self, name))
         for name in ("first_last_int8", "x86_without_vnni", "smooth"):
@@ -226,6 +239,17 @@ class ConversionConfig:
         return self.activations is Activations.INT4 if self.smooth is None else self.smooth
 
     @property
+    def budgets(self) -> dict[str, float]:
+        """The targets that are given, by what they limit: bits, multiplications, latency."""
+        given = {name: getattr(self, f"target_{name}") for name in ("bits", "multiplications", "latency")}
+        return {name: float(target) for name, target in given.items() if target is not None}
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the layers' schemes follow from targets."""
+        return bool(self.budgets) or self.max_drop is not None
+
+    @property
     def weight_limit(self) -> int:
         """The largest magnitude of an 8-bit weight."""
         return WITHOUT_VNNI_LIMIT if self.x86_without_vnni else INT8_LIMIT
@@ -258,6 +282,19 @@ class ConversionConfig:
         """The scheme of the inputs of layers not kept at 8 bits; None where activations stay float."""
         bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
         return None if bits is None else ActivationScheme(bits=bits)
+
+
+_TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
+
+
+def _check_target(name: str, value: object, *, zero: bool) -> None:
+    if value is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise ConfigError(
+            f"{name}: found {value!r}, wanted a {'number of at least 0' if zero else 'positive number'}"
+        )
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

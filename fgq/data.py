@@ -286,12 +286,19 @@ def as_batches(source: Source, inputs: Sequence[InputSpec], batch_size: int) -> 
     DataError
         If data do not fit the inputs, hold NaN or infinity, or make no batch at all.
     """
+    return (feed for feed, _ in labelled_batches(source, inputs, batch_size))
+
+
+def labelled_batches(
+    source: Source, inputs: Sequence[InputSpec], batch_size: int
+) -> Iterator[tuple[Feed, NDArray[np.int64] | None]]:
+    """Yield the batches of `as_batches` with the classes of their samples, where these are known."""
     if isinstance(source, Mapping):
         source = as_samples(source, inputs)
     if isinstance(source, Samples):
         yield from _sample_batches(source, inputs, batch_size)
     else:
-        yield from _checked_feeds(source, inputs)
+        yield from ((feed, None) for feed in _checked_feeds(source, inputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,19 +475,22 @@ def _check_finite(feed: Mapping[str, NDArray[Any]], where: str | Path) -> None:
                 raise DataError(f"{where}: found {bad} NaN or infinite values in {name!r}, wanted none")
 
 
-def _sample_batches(samples: Samples, inputs: Sequence[InputSpec], batch_size: int) -> Iterator[Feed]:
+def _sample_batches(
+    samples: Samples, inputs: Sequence[InputSpec], batch_size: int
+) -> Iterator[tuple[Feed, NDArray[np.int64] | None]]:
     fixed = {spec.name: spec.fixed_batch for spec in inputs if spec.fixed_batch is not None}
     if len(set(fixed.values())) > 1:
         raise DataError(
             f"model inputs: found fixed first axes {fixed}, wanted one batch size; give feeds from a reader"
         )
     size = next(iter(fixed.values()), batch_size)
-    dropped = 0
+    done = dropped = 0
     for feed in samples.batches(size):
+        start, done = done, done + _length(feed)
         if fixed and _length(feed) < size:
             dropped += _length(feed)
         else:
-            yield feed
+            yield feed, None if samples.labels is None else samples.labels[start:done]
     if dropped == len(samples):
         raise DataError(f"data source: found {dropped} samples, wanted the model's fixed batch of {size}")
     if dropped:

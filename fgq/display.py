@@ -158,6 +158,7 @@ def print_report(report: Report, destination: str) -> None:
         **_activation_facts(report),
         "runs on": f"onnxruntime {report.minimum_onnxruntime} or newer ({ADVISED} advised), fgq.Session",
         **_check_facts(report),
+        **_held_out_facts(report),
     }
     _print_facts(facts)
     for warning in report.warnings:
@@ -205,6 +206,29 @@ def _check_facts(report: Report) -> Mapping[str, str]:
             f"({check.samples} samples of {check.data})"
         )
     return facts
+
+
+def _held_out_facts(report: Report) -> Mapping[str, str]:
+    facts = {}
+    if report.plan is not None and report.plan["takes"]:
+        facts["plan"] = ", ".join(
+            _PLANNED[name].format(value) for name, value in report.plan["takes"].items()
+        )
+    check = report.held_out
+    if check is not None:
+        loss = check.loss
+        facts["held out"] = (
+            f"{loss.value:.2f} points lost [{loss.low:.2f}, {loss.high:.2f}] ({check.measure}, "
+            f"{check.samples} samples)"
+        )
+    return facts
+
+
+_PLANNED = {
+    "bits": "{:.2f} bits a weight in memory",
+    "multiplications": "{:.1%} of the multiplications",
+    "latency": "an estimated {:.1%} of float's time",
+}
 
 
 def _print_facts(facts: Mapping[str, str]) -> None:

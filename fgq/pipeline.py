@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,19 +35,24 @@ from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.self_check import few_samples, onnxruntime_session, self_check
 from fgq.converters.sites import Site, find_sites
-from fgq.data import Feed, InputSpec, as_batches, input_specs
+from fgq.data import Feed, InputSpec, input_specs, labelled_batches
 from fgq.data import Source as DataSource
 from fgq.dual import second_inputs, second_weights
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
 from fgq.files import refuse_model_files
+from fgq.heldout import HeldOut, Labelled, measure, set_aside
+from fgq.heldout import held_out as judge_of
 from fgq.mmse import StreamingHistogram, choose_quantizer
-from fgq.plan import plan_schemes
+from fgq.outputs import classifier_output
+from fgq.plan import Plan
+from fgq.plan.search import doubts, search
+from fgq.plan.tradeoffs import BITS, Tradeoffs, apply_plan, weigh
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import check_finite, least_row_scale, quantize_weight
 from fgq.refine.checkpoint import Checkpoint, fingerprint
 from fgq.refine.network import Refined, Task, refine_network
 from fgq.refine.reductions import is_reduction
-from fgq.report import LayerReport, Report, SelfCheck
+from fgq.report import HeldOutCheck, LayerReport, Report, SelfCheck
 from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, WeightScheme
 from fgq.smooth import smooth
 from fgq.survey import describe, describe_quantizers, model_bytes
@@ -85,6 +91,8 @@ def convert(
     *,
     scheme: WeightScheme | None = None,
     calibration: DataSource | None = None,
+    held_out: DataSource | None = None,
+    plan: Plan | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion:
@@ -98,6 +106,11 @@ def convert(
         Group size and range of alpha; it replaces the options ``group_size`` and ``x86_without_vnni``.
     calibration : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds, optional
         Some hundred samples of the model's input; needed unless ``activations="none"``.
+    held_out : as `calibration`, optional
+        Samples to measure the result on. Without them a fifth of the calibration data is set aside where
+        the layers' schemes are planned.
+    plan : Plan, optional
+        The scheme of every layer, in place of targets (`fgq.plan.read_plan`).
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     **options
@@ -130,7 +143,7 @@ def convert(
     config = ConversionConfig(**options)
     with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
         path = Path(folder) / "model.onnx"
-        converted = _convert(model, path, config, calibration, progress)
+        converted = _convert(model, path, config, calibration, progress, held_out=held_out, plan=plan)
     return Conversion(ir.to_proto(converted.model), converted.report)
 
 
@@ -141,6 +154,8 @@ def convert_file(
     calibration: DataSource | None = None,
     progress: Progress | None = None,
     *,
+    held_out: DataSource | None = None,
+    plan: Plan | None = None,
     resume: bool = False,
 ) -> Report:
     """Convert a model file, and write the result whole or not at all.
@@ -154,6 +169,7 @@ def convert_file(
     calibration : as for `convert`
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    held_out, plan : as for `convert`
     resume : bool
         Whether to go on from the layers that an interrupted conversion has finished.
 
@@ -165,7 +181,9 @@ def convert_file(
     refuse_model_files(source, onnx_file.load(source), destination)
     make_checkpoint = partial(Checkpoint, unfinished_folder(destination), resume=resume)
     with onnx_file.staged(destination) as path:
-        converted = _convert(source, path, config, calibration, progress, make_checkpoint)
+        converted = _convert(
+            source, path, config, calibration, progress, make_checkpoint, held_out=held_out, plan=plan
+        )
     if converted.checkpoint is not None:
         converted.checkpoint.remove()
     return converted.report
@@ -189,6 +207,9 @@ def _convert(
     calibration: DataSource | None,
     progress: Progress | None,
     make_checkpoint: Callable[[str], Checkpoint] | None = None,
+    *,
+    held_out: DataSource | None = None,
+    plan: Plan | None = None,
 ) -> _Converted:
     report_progress = progress or (lambda stage, done, total: None)
     report_progress("read", 0, None)
@@ -200,16 +221,114 @@ def _convert(
     _check_convertible(chosen, choices, config, calibration)
     _check_finite(choices)
     specs = input_specs(model)
+    _check_plan(plan, config)
     together = RECONSTRUCTION_BATCH if config.recipe is Recipe.RECONSTRUCT else CALIBRATION_BATCH
-    feeds = None if calibration is None else as_batches(calibration, specs, together)
+    planned = plan is not None or config.is_planned
+    batches, aside = _part_data(calibration, held_out, specs, together, planned=planned)
+    feeds = None if batches is None else iter([feed for feed, _ in batches])
     check, feeds = _check_data(model, specs, feeds)
-
-    recipe = config.recipe or (Recipe.FGQ if feeds is None else Recipe.CALIBRATED)
     kept = None if feeds is None else _cut(feeds, specs)
+    judge = judge_of(model, aside) if aside else None
+    job = _Job(config=config, float_bytes=float_bytes, kept=kept, check=check, judge=judge)
+    if config.is_planned and kept is not None:
+        scores = classifier_output(model) if judge is None else judge.scores
+        sample = few_samples(kept[0], all(spec.fixed_batch is None for spec in specs), 1)
+        tradeoffs = weigh(model, choices, kept, sample, config, scores, partial(report_progress, "plan"))
+        if config.max_drop is not None:
+            return _search(model, path, job, tradeoffs, report_progress)
+        plan = tradeoffs.plan(config.budgets)
+    return _finish(model, path, job, plan, report_progress, make_checkpoint)
+
+
+def _check_plan(plan: Plan | None, config: ConversionConfig) -> None:
+    if plan is not None and config.is_planned:
+        raise ConfigError("plan: found one, and targets to make one by, wanted one of the two")
+
+
+def _part_data(
+    calibration: DataSource | None,
+    held_out: DataSource | None,
+    specs: Sequence[InputSpec],
+    together: int,
+    *,
+    planned: bool,
+) -> tuple[list[Labelled] | None, list[Labelled]]:
+    """Return the batches to calibrate on, and those to measure on."""
+    batches = None if calibration is None else list(labelled_batches(calibration, specs, together))
+    if held_out is not None:
+        return batches, list(labelled_batches(held_out, specs, together))
+    if batches is None or not planned:
+        return batches, []
+    return set_aside(batches, all(spec.fixed_batch is None for spec in specs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What holds for every plan that is tried."""
+
+    config: ConversionConfig
+    float_bytes: int
+    kept: Sequence[Feed] | None
+    check: _CheckData | None
+    judge: HeldOut | None
+
+
+def _search(
+    model: ir.Model,
+    path: Path,
+    job: _Job,
+    tradeoffs: Tradeoffs,
+    report_progress: Progress,
+) -> _Converted:
+    """Convert by the plan of fewest bits whose measured loss is at most `max_drop`."""
+    most = job.config.max_drop
+    assert most is not None
+    if job.judge is None:
+        raise DataError(
+            "held-out data: found too few samples to set any aside, wanted some to measure the loss on; give "
+            "more calibration data, or --held-out-data"
+        )
+    plans = tradeoffs.curve(job.config.budgets)
+    held: dict[int, _Converted] = {}  # the last that held, no more: models may be large
+    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
+
+        def attempt(index: int) -> HeldOutCheck:
+            def progress(stage: str, done: int, total: int | None) -> None:
+                report_progress(f"plan of {plans[index].takes[BITS]:.2f} bits: {stage}", done, total)
+
+            place = Path(folder) / str(index) / path.name
+            place.parent.mkdir()
+            converted = _finish(model.clone(), place, job, plans[index], progress)
+            check = converted.report.held_out
+            assert check is not None  # there are samples to judge by
+            if check.loss.value <= most:
+                held.clear()
+                held[index] = converted
+            return check
+
+        found = search(plans, job.config.budgets, most, attempt)
+        for file in (Path(folder) / str(found)).iterdir():
+            shutil.move(file, path.parent / file.name)
+    return held[found]
+
+
+def _finish(
+    model: ir.Model,
+    path: Path,
+    job: _Job,
+    plan: Plan | None,
+    report_progress: Progress,
+    make_checkpoint: Callable[[str], Checkpoint] | None = None,
+) -> _Converted:
+    """Convert a prepared float model in place, with the schemes of the plan if there is one."""
+    config, kept = job.config, job.kept
+    recipe = config.recipe or (Recipe.FGQ if kept is None else Recipe.CALIBRATED)
+    chosen = choose_schemes(model, find_layers(model), config)
+    if plan is not None:
+        chosen = apply_plan(chosen, plan, config)
+    choices = [entry for entry in chosen if isinstance(entry, Choice)]
     if config.smooths and kept is not None:
         choices = smooth(model, choices, kept, partial(report_progress, "smooth"))
-    if config.target_bits is not None and kept is not None:
-        choices = plan_schemes(model, choices, kept, config, partial(report_progress, "plan"))
     choices = second_weights(choices, config)
     histograms = _observe(model, find_sites(model, choices), kept, partial(report_progress, "calibrate"))
     choices = second_inputs(choices, histograms, config.dual_activations_above)
@@ -251,16 +370,24 @@ def _convert(
     model.metadata_props[FORM_KEY] = config.form.value
     onnx_file.save(model, path)
     report_progress("check", 0, None)
+    check = job.check
     checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
+    held_out = None if job.judge is None else measure(float_model, path, job.judge)
     report = Report(
         options=asdict(config) | {"weights": config.codes.value, "recipe": recipe.value},
         layers=described,
         quantizers=activations,
-        float_bytes=float_bytes,
+        float_bytes=job.float_bytes,
         converted_bytes=sum(file.stat().st_size for file in path.parent.iterdir()),
         minimum_onnxruntime=minimum_onnxruntime(model),
         self_check=checked,
-        warnings=(*refined.warnings, *_warnings(described, checked)),
+        warnings=(
+            *refined.warnings,
+            *_warnings(described, checked),
+            *doubts(plan, held_out, config.max_drop),
+        ),
+        held_out=held_out,
+        plan=None if plan is None else plan.to_dict(),
     )
     return _Converted(model, report, checkpoint)
 
@@ -295,7 +422,7 @@ def _check_convertible(
             f"calibration data: found none, wanted some hundred samples for the recipe {config.recipe}; give "
             "--calibration-data FILE.npz or a folder, or --recipe fgq"
         )
-    if config.target_bits is not None and calibration is None:
+    if config.is_planned and calibration is None:
         raise DataError(
             "calibration data: found none, wanted some hundred samples to plan by; give --calibration-data "
             "FILE.npz or a folder"

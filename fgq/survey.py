@@ -13,7 +13,7 @@ import onnx_ir as ir
 from fgq import onnx_file
 from fgq.config import ConversionConfig, Form
 from fgq.converters.compatibility import minimum_onnxruntime
-from fgq.converters.layers import WEIGHTED, FloatNode, find_layers, products_of_sum
+from fgq.converters.layers import WEIGHTED, FloatNode, Layer, find_layers, products_of_sum
 from fgq.converters.passes import prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
@@ -86,7 +86,7 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
         How the weights are written.
     """
     if isinstance(entry, FloatNode):
-        return _float_layer(entry.node, entry.reason)
+        return _float_layer(entry.node, entry.reason, entry.layer)
     layer, quantized = entry.layer, dict[str, Any]()
     if tensor is not None:
         weight = layer.weight_array
@@ -172,15 +172,16 @@ def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
         )
 
 
-def _float_layer(node: ir.Node, reason: str) -> LayerReport:
+def _float_layer(node: ir.Node, reason: str, layer: Layer | None = None) -> LayerReport:
+    products = None if layer is None else multiplications(layer.products, _lengths(layer.output))
     return LayerReport(
         name=str(node.name),
         operator=node.op_type,
-        shape=(),
+        shape=() if layer is None else layer.shape,
         scheme="float",
         activations="float",
         reason=reason,
-        multiplications=None,
+        multiplications=products,
     )
 
 

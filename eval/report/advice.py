@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fgq.eval.report.quality import SHARES, Measure
 from fgq.eval.report.study import Findings, LayerFindings
-from fgq.eval.stats import Estimate
+from fgq.stats import Estimate
 from fgq.report import Report
 from fgq.scheme import Codes
 

@@ -22,7 +22,7 @@ from fgq.eval.report.charts import Histogram
 from fgq.eval.report.histograms import ActivationHistogram, WeightHistogram
 from fgq.eval.report.quality import Measure
 from fgq.eval.report.study import Findings, LayerFindings
-from fgq.eval.stats import Estimate
+from fgq.stats import Estimate
 from fgq.printable import printable
 from fgq.report import LayerReport
 

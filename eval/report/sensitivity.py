@@ -3,7 +3,7 @@
 Every figure is a distance of outputs from the float model's. For classifiers it is the divergence of
 Kullback and Leibler from the float model's probabilities p to the other's q, the mean over the samples of
 ``sum over classes of p ln(p / q)``, in nats; else the relative squared error of all float outputs,
-``sum (y' - y)^2 / sum y^2`` (`fgq.plan.relative_error`).
+``sum (y' - y)^2 / sum y^2`` (`fgq.outputs.relative_error`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fgq.data import Feed
 from fgq.errors import DataError, ModelError
 from fgq.eval.report.layers import QuantizedLayer
 from fgq.onnx_file import first_line
-from fgq.plan import relative_error
+from fgq.outputs import relative_error
 from fgq.refine.pieces import Piece, Prefix, Replacement, Values
 
 _SMALLEST = float(np.finfo(np.float32).tiny)

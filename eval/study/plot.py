@@ -9,7 +9,7 @@ from typing import Any
 from fgq import onnx_file
 from fgq.config import Recipe
 from fgq.errors import ConfigError
-from fgq.eval.stats import Estimate
+from fgq.stats import Estimate
 from fgq.eval.study.latency import ONNXRUNTIME
 from fgq.eval.study.rows import Row, Study
 

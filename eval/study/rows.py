@@ -12,7 +12,7 @@ from typing import Any
 from fgq import onnx_file
 from fgq.config import Recipe
 from fgq.eval.evaluation import as_text
-from fgq.eval.stats import Estimate
+from fgq.stats import Estimate
 from fgq.report import LayerReport, Report
 
 Cell = str | int | float | bool | None

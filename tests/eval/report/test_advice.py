@@ -10,7 +10,7 @@ import pytest
 from fgq import ConversionConfig, cli
 from fgq.eval.report.advice import costliest, loses, suggestions, summary, total_sensitivity
 from fgq.eval.report.quality import Measure, Quality
-from fgq.eval.stats import Estimate
+from fgq.stats import Estimate
 from fgq.scheme import Codes, WeightScheme
 
 

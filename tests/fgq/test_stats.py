@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from fgq import stats
 from fgq.errors import ConfigError, DataError
-from fgq.eval import stats
-from fgq.eval.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
+from fgq.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])

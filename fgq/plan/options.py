@@ -1,0 +1,80 @@
+"""Among which schemes a plan chooses for a layer, and what each takes: bits and multiplications."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fgq.config import ConversionConfig
+from fgq.converters.select import Choice
+from fgq.errors import ConfigError
+from fgq.report import removed_by
+from fgq.scheme import Codes, WeightScheme
+from fgq.survey import describe
+
+Option = WeightScheme | None
+"""The scheme of a layer's weights; None where the layer stays float."""
+
+CANDIDATES = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.INT8)
+"""The codes among which a plan chooses, cheapest first; after them comes float."""
+
+_CODE_BITS = {Codes.TERNARY: 2, Codes.TIED: 4, Codes.INT4: 4, Codes.INT8: 8}
+_FLOAT_BITS = 32
+
+
+def options_of(choice: Choice, config: ConversionConfig) -> list[Option]:
+    """Return what a layer may become: of a layer kept at 8 bits that or float, in a subgraph what it is."""
+    if choice.layer.in_subgraph:
+        return [choice.weights]
+    if choice.weights.codes is Codes.INT8:
+        return [choice.weights, None]
+    ladder: list[Option] = [
+        config.int8 if codes is Codes.INT8 else replace(choice.weights, codes=codes) for codes in CANDIDATES
+    ]
+    return [*ladder, None]
+
+
+def memory_bits(option: Option, length: int) -> float:
+    """Return the bits of one weight as kernels hold it: its code, and its share of an 8-bit alpha.
+
+    Parameters
+    ----------
+    option : WeightScheme or None
+    length : int
+        Positions on the group axis.
+    """
+    if option is None:
+        return _FLOAT_BITS
+    alpha = 0.0 if option.codes is Codes.INT8 else 8 / option.group_length(length)
+    return _CODE_BITS[option.codes] + alpha
+
+
+def bits_of(choice: Choice, options: list[Option]) -> NDArray[np.float64]:
+    """Return the bits of a layer's weights under each option."""
+    layer = choice.layer
+    length = layer.shape[layer.group_axis]
+    return np.array([layer.weight_array.size * memory_bits(option, length) for option in options])
+
+
+def multiplications_of(
+    choice: Choice, options: list[Option], config: ConversionConfig
+) -> NDArray[np.float64]:
+    """Return the multiplications of one sample that each option leaves to a layer.
+
+    Raises
+    ------
+    ConfigError
+        If the model does not say what shape the layer's result has.
+    """
+    layer = choice.layer
+    every = describe(choice, None, config.form).multiplications
+    if every is None:
+        raise ConfigError(
+            f"target multiplications: found no shape of what {layer.name} gives, wanted one to count by; "
+            "give another target"
+        )
+    length = layer.shape[layer.group_axis]
+    left = [1.0 if option is None else 1 - removed_by(option, length) for option in options]
+    return every * np.array(left)
