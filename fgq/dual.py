@@ -72,8 +72,9 @@ def _with_second_weight(choice: Choice, limit: float) -> Choice:
         return choice
     layer = choice.layer
     weight = layer.weight_array
-    axes = {"group_axis": layer.group_axis, "channel_axis": layer.channel_axis}
-    one = quantize_weight(weight, choice.weights, **axes).dequantize()
+    one = quantize_weight(
+        weight, choice.weights, group_axis=layer.group_axis, channel_axis=layer.channel_axis
+    ).dequantize()
     power = float(np.sum(np.square(weight, dtype=np.float64)))
     lost = float(np.sum(np.square(weight - one, dtype=np.float64))) / power if power else 0.0
     if lost <= limit:

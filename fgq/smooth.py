@@ -75,7 +75,8 @@ def smooth(
     by_node = {choice.layer.node: choice for choice in choices}
     readings = find_readings([choice.layer for choice in choices if choice.activations is not None])
     samples = _sample(model, readings, feeds)
-    scales, notes = {}, {}
+    scales: dict[Reading, Single] = {}
+    notes: dict[ir.Node, str] = {}
     for done, reading in enumerate(readings):
         progress(done, len(readings))
         found = _best(reading, samples[reading], [by_node[layer.node] for layer in reading.layers])
@@ -148,7 +149,8 @@ def _some_rows(choice: Choice) -> NDArray[np.float64]:
     layer = choice.layer
     rows = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis)
     places = np.unique(np.linspace(0, len(rows) - 1, min(OUTPUTS, len(rows))).astype(int))
-    return rows[places].astype(np.float64)
+    some: NDArray[np.float64] = rows[places].astype(np.float64)
+    return some
 
 
 def _scales(largest: Single, heaviest: NDArray[np.float64], alpha: float) -> Single:
@@ -191,7 +193,8 @@ def _error(
 
 def _quantized(values: Single, quantizer: Quantizer) -> Single:
     integers = np.clip(np.rint(values / quantizer.scale) + quantizer.zero_point, 0, quantizer.highest)
-    return ((integers - quantizer.zero_point) * np.float32(quantizer.scale)).astype(np.float32)
+    real: Single = ((integers - quantizer.zero_point) * np.float32(quantizer.scale)).astype(np.float32)
+    return real
 
 
 def _with_note(choice: Choice, note: str) -> Choice:

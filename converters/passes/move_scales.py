@@ -122,13 +122,14 @@ class MoveScales(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
         for reading, scales in self._scales.items():
+            inverse = np.reciprocal(scales)
             for layer in reading.layers:
                 Parameter(layer.node, layer.weight_index, layer.group_axis).multiply(model.graph, scales)
             if reading.source is None:
-                _insert_mul(model.graph, reading, 1 / scales)
+                _insert_mul(model.graph, reading, inverse)
             else:
                 for parameter in reading.source:
-                    parameter.multiply(model.graph, 1 / scales)
+                    parameter.multiply(model.graph, inverse)
         return ir.passes.PassResult(model, bool(self._scales))
 
 
