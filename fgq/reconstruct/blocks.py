@@ -37,13 +37,14 @@ class Stretch(NamedTuple):
         In graph order.
     layers : list of Layer
         The layers among them.
-    output : onnx_ir.Value
-        What it should give.
+    whole : bool
+        Whether all nodes of the graph between the first and the last are among them; else the stretch is a
+        layer and its bias.
     """
 
     nodes: list[ir.Node]
     layers: list[Layer]
-    output: ir.Value
+    whole: bool
 
 
 def find_blocks(graph: ir.Graph, layers: Sequence[Layer]) -> tuple[list[Stretch], list[str]]:
@@ -68,7 +69,7 @@ def find_blocks(graph: ir.Graph, layers: Sequence[Layer]) -> tuple[list[Stretch]
         members = [by_node[node] for node in nodes if node in by_node]
         complaint = _complaint(nodes, members)
         if complaint is None:
-            blocks.append(Stretch(nodes, members, nodes[-1].outputs[0]))
+            blocks.append(Stretch(nodes, members, whole=True))
             continue
         if len(members) > 1:
             warnings.append(
@@ -93,7 +94,7 @@ def _complaint(nodes: Sequence[ir.Node], layers: Sequence[Layer]) -> str | None:
 def _single(layer: Layer) -> Stretch:
     bias = find_bias(layer)
     nodes = [layer.node] if bias is None or bias.node is layer.node else [layer.node, bias.node]
-    return Stretch(nodes, [layer], nodes[-1].outputs[0])
+    return Stretch(nodes, [layer], whole=False)
 
 
 def _stretches(graph: ir.Graph, layers: Sequence[Layer]) -> Iterator[list[ir.Node]]:

@@ -116,14 +116,14 @@ def _counterparts(graph: ir.Graph, block: Stretch) -> list[ir.Node]:
     """Return the nodes of a block in the graph with quantizers, these included."""
     nodes = {node.name: node for node in graph}
     members = [nodes[node.name] for node in block.nodes]
-    if len(block.layers) == 1:
+    if not block.whole:
         return members
     every = list(graph)
     return every[every.index(members[0]) : every.index(members[-1]) + 1]
 
 
 def _examples(float_model: ir.Model, block: Stretch, quantized: Prefix, exact: Prefix) -> list[Example]:
-    name = str(block.output.name)
+    name = str(block.nodes[-1].outputs[0].name)
     run = Piece(float_model, block.nodes, [name])
     return [
         Example(given, run(wanted)[name])
@@ -158,7 +158,8 @@ def _reconstruct(
         def advance(share: float, first: int = first, steps: int = steps) -> None:
             progress((first + share * steps) / total)
 
-        train(block, trained, seen, steps, advance, keep_codes=first == 0)
+        if not train(block, trained, seen, steps, advance, keep_codes=first == 0):
+            break
         after = _harden(tasks, trained)
         error = relative_error(block, after.constants(tasks), held_out)
         if error < least:

@@ -70,7 +70,7 @@ def train(
     progress: Callable[[float], None],
     *,
     keep_codes: bool,
-) -> None:
+) -> bool:
     """Lower the error of a block's output by its weights and vectors.
 
     Parameters
@@ -84,6 +84,11 @@ def train(
         Called with the share of the work that is done.
     keep_codes : bool
         Whether to train scales and vectors alone.
+
+    Returns
+    -------
+    bool
+        Whether all is finite still; some functions have gradients that are not.
     """
     positions = [weight.position for weight in trained.weights.values()]
     for position in positions:
@@ -113,6 +118,7 @@ def train(
         if not keep_codes:
             for weight in trained.weights.values():
                 weight.keep_in_range()
+    return all(bool(torch.isfinite(parameter).all()) for parameter in (*positions, *shifts))
 
 
 def _squared(block: Block, constants: Mapping[Place, Tensor], example: Example) -> Tensor:

@@ -25,7 +25,7 @@ def cut(make_model, text, constants):
         (
             block.nodes[0].op_type,
             " ".join(str(layer.output.name) for layer in block.layers),
-            str(block.output.name),
+            str(block.nodes[-1].outputs[0].name),
         )
         for block in blocks
     ]
