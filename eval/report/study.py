@@ -28,7 +28,7 @@ from fgq.eval.report.provenance import Provenance, provenance
 from fgq.eval.report.quality import Progress, Quality, measure_quality
 from fgq.eval.report.sensitivity import Sensitivity
 from fgq.mmse import StreamingHistogram
-from fgq.plan import memory_bits
+from fgq.plan.options import memory_bits
 from fgq.report import LayerReport, Report
 from fgq.scheme import WeightScheme
 from fgq.survey import model_bytes
@@ -50,7 +50,7 @@ class LayerFindings:
     scheme : WeightScheme or None
         None for float layers.
     memory_bits : float
-        Bits of a weight as kernels hold it (`fgq.plan.memory_bits`), which ``--target-bits`` counts.
+        Bits of a weight as kernels hold it (`fgq.plan.options.memory_bits`), which ``--target-bits`` counts.
     sensitivity : float or None
         How far the model's outputs move when it alone is quantized (`fgq.eval.report.sensitivity`); None
         for float layers and those in subgraphs.
