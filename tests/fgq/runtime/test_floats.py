@@ -15,8 +15,8 @@ GELU = "(float[N,M] x) => (float y) {{ {} }}"
 GELUS = {
     "x * (1 + erf) * half": "a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(x, c)  y = Mul(d, half)",
     "half * (..)": "a = Mul(x, inverse)  b = Erf(a)  c = Add(one, b)  d = Mul(c, x)  y = Mul(half, d)",
-    "(half * x) * (1 + erf)": "h = Mul(half, x)  a = Div(x, root)  b = Erf(a)  c = Add(b, one)  y = Mul(h, c)",
-    "x * (half * (1 + erf))": "a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(c, half)  y = Mul(d, x)",
+    "(half * x) * (..)": "h = Mul(half, x)  a = Div(x, root)  b = Erf(a)  c = Add(b, one)  y = Mul(h, c)",
+    "x * (half * (..))": "a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(c, half)  y = Mul(d, x)",
     "operator": "y = Gelu(x)",
 }
 
