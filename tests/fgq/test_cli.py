@@ -52,7 +52,9 @@ def folder(make_model, tmp_path, monkeypatch):
 def bundled(tmp_path_factory):
     """The bundled network, converted by the installed command the quick way, and what this printed."""
     path = tmp_path_factory.mktemp("bundled") / "ternary.onnx"
-    arguments = ["convert", characters.MODEL, "-o", path, "--calibration-data", "characters"]
+    samples = tmp_path_factory.mktemp("samples") / "images.npz"
+    np.savez(samples, image=characters.load("calibration").images[::4])
+    arguments = ["convert", characters.MODEL, "-o", path, "--calibration-data", samples]
     done = subprocess.run(
         [FGQ, *arguments, "--group-size", "4", "--recipe", "fgq", "--json"],
         check=True,
