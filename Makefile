@@ -1,5 +1,5 @@
 # make demo   converts the bundled pretrained network and evaluates it
-# make test   runs the tests
+# make test   runs the tests, those of a file in one process: they share fixtures and compiled kernels
 # Both make the environment .venv first; PYTHON=python3.12 make demo chooses another Python.
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint types check accuracy bench clean
@@ -29,7 +29,7 @@ demo: .venv/core
 	$(BIN)/fgq eval build/demo/characters.ternary.onnx --data characters --engine both --limit 2048
 
 test: .venv/dev
-	$(BIN)/pytest --numprocesses 2
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow

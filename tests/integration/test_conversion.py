@@ -10,6 +10,7 @@ import pytest
 from fgq import ConversionConfig, Session, WeightScheme, convert, convert_file
 from fgq.errors import ConfigError, DataError, ModelError, OutputError, WeightError
 from fgq.eval.light_models import light_model
+from fgq.kernels.dispatch import Wish
 
 TEXT = """(float[N,3,8,8] x) => (float y) {
     a = Conv<pads=[1,1,1,1]>(x, w, b)
@@ -222,6 +223,6 @@ def test_networks_of_2018(check_integers, name):
     (name,) = (value.name for value in model.graph.input if value.name not in initializers)
     rng = np.random.default_rng(0)
     feeds = [{name: rng.standard_normal((1, 3, 224, 224)).astype(np.float32)} for _ in range(2)]
-    result = convert(model, calibration=feeds)
+    result = convert(model, calibration=feeds, recipe="fgq")
     # Probabilities come of float operators.
-    check_integers(result.model, feeds[0], rtol=1e-6)
+    check_integers(result.model, feeds[0], rtol=1e-6, wishes=[Wish.AUTO])

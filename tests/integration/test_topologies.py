@@ -213,6 +213,6 @@ def test_light_model(run, name, group_size, activations):
     (image,) = (value.name for value in model.graph.input if value.name not in constants)
     rng = np.random.default_rng(0)
     feeds = [{image: rng.standard_normal((1, 3, 224, 224), np.float32)} for _ in range(3)]
-    options = {"group_size": group_size, "activations": activations}
+    options = {"group_size": group_size, "activations": activations, "recipe": "fgq"}
     model = convert(model, calibration=feeds[:2], **options).model
     check(model, LIGHT[name], feeds[2:], run, [Wish.AUTO], float_end=name in FLOAT_END)

@@ -2,14 +2,31 @@
 
 import ctypes
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 
+from fgq.kernels import driver
 from fgq.kernels.driver import drive, plan_job
 from fgq.kernels.epilogue import Sums
 from fgq.kernels.gather import Geometry
 from fgq.kernels.weights import zero_point_bias
 from fgq.kernels.window import Window
+
+
+@contextmanager
+def interpreted_loop() -> Iterator[None]:
+    """Let Python run the loop over blocks: it compiles slower than a kernel, and anew for each."""
+    compose = driver.compose
+
+    def interpreted(tier, block, stage):
+        run = compose(tier, block, stage)
+        return getattr(run, "py_func", run)
+
+    with mock.patch.object(driver, "compose", interpreted):
+        yield
 
 
 def run_engine(prepare, weight, isa, x, *, compact, bias=None, x_zero=0, window=None, threads=1):

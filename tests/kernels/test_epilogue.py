@@ -147,6 +147,30 @@ def test_both_are_the_ends_of_matmul_integer(isa, scale):
     np.testing.assert_array_equal(finish(isa, acc, Requantize(scale, 17)), wanted)
 
 
+@each_tier
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES.keys())
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_a_shift_is_the_bias_behind_matmul_integer(isa, scale, per_channel):
+    """It is added to the rounded product, before what else is added: three float32 roundings, not two."""
+    x, w8, acc = product(23)
+    shift = np.random.default_rng(5).normal(0, 30, 23 if per_channel else ())
+    shift = np.asarray(shift, np.float32)
+    residual = np.random.default_rng(6).normal(0, 50, acc.shape).astype(np.float32)
+    constants = {"w": w8, "xz": np.uint8(3), "s": scale, "b": shift, "low": np.float32(-20)}
+    nodes = [
+        helper.make_node("MatMulInteger", ["x", "w", "xz"], ["acc"]),
+        helper.make_node("Cast", ["acc"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "s"], ["real"]),
+        helper.make_node("Add", ["real", "b"], ["shifted"]),
+    ]
+    clip = helper.make_node("Clip", ["shifted", "low"], ["y"])
+    wanted = run([*nodes, clip], constants, {"x": x}, TensorProto.FLOAT)
+    np.testing.assert_array_equal(finish(isa, acc, Dequantize(scale, lowest=-20, shift=shift)), wanted)
+    added = helper.make_node("Add", ["shifted", "r"], ["y"])
+    wanted = run([*nodes, added], constants, {"x": x, "r": residual}, TensorProto.FLOAT)
+    np.testing.assert_array_equal(finish(isa, acc, Dequantize(scale, shift=shift), residual), wanted)
+
+
 PAIRS = np.repeat(np.arange(256, dtype=np.uint8), 256), np.tile(np.arange(256, dtype=np.uint8), 256)
 """All pairs of two activations."""
 
@@ -264,6 +288,8 @@ def test_bounds_are_relu_and_four_bits(isa):
 def test_factors_that_do_not_fit_are_refused():
     with pytest.raises(KernelError, match=r"scale: found float32\[2\], wanted float32\[3\] or one float32"):
         Dequantize(np.ones(2, np.float32)).factors(3)
+    with pytest.raises(KernelError, match=r"shift: found float32\[4\], wanted float32\[3\] or one float32"):
+        Dequantize(np.float32(1), shift=np.ones(4, np.float32)).factors(3)
     with pytest.raises(KernelError, match="multiplier: found float64"):
         Requantize(np.ones(3), 0).factors(3)
 

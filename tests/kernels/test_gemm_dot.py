@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from engines import before_a_forbidden_page, run_engine
+from engines import before_a_forbidden_page, interpreted_loop, run_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
@@ -29,7 +29,8 @@ def check(kernel, weight, x, **options):
     bias, x_zero, window = (options.get(name) for name in ("bias", "x_zero", "window"))
     if bias is None:
         bias = np.zeros(weight.shape[0], np.int32)
-    acc = run_engine(module.prepare, weight, isa, x, **options)
+    with interpreted_loop():
+        acc = run_engine(module.prepare, weight, isa, x, **options)
     np.testing.assert_array_equal(acc, wanted_sums(weight, bias, x_zero or 0, window, x))
 
 
@@ -113,9 +114,9 @@ def test_the_largest_sums(kernel, compact, sign):
         np.full((3, length), sign, np.int8), np.full((3, group[-1] + 1), 127, np.uint8), group
     )
     for rows in (1, 33):
-        acc = run_engine(
-            kernel[0].prepare, weight, kernel[1], np.full((rows, length), 255, np.uint8), compact=compact
-        )
+        x = np.full((rows, length), 255, np.uint8)
+        with interpreted_loop():
+            acc = run_engine(kernel[0].prepare, weight, kernel[1], x, compact=compact)
         np.testing.assert_array_equal(acc, sign * 127 * 255 * length)
 
 
