@@ -203,7 +203,7 @@ def _cast(node: ir.Node, x: Inputs) -> Tensor:
 
 def _expand(node: ir.Node, x: Inputs) -> Tensor:
     value = _given(x[0])
-    return value.expand(torch.broadcast_shapes(value.shape, _ints(x[1])))
+    return value.expand(np.broadcast_shapes(value.shape, tuple(_ints(x[1]))))
 
 
 def _slice(node: ir.Node, x: Inputs) -> Tensor:
