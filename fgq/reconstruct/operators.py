@@ -203,7 +203,7 @@ def _cast(node: ir.Node, x: Inputs) -> Tensor:
 
 def _expand(node: ir.Node, x: Inputs) -> Tensor:
     value = _given(x[0])
-    return value.expand(torch.broadcast_shapes(value.shape, _ints(x[1])))
+    return value.expand(np.broadcast_shapes(value.shape, tuple(_ints(x[1]))))
 
 
 def _slice(node: ir.Node, x: Inputs) -> Tensor:
@@ -238,7 +238,8 @@ def _reduce_mean(node: ir.Node, x: Inputs) -> Tensor:
     value = _given(x[0])
     axes = list(node.attributes.get_ints("axes", [])) if len(x) < 2 or x[1] is None else _ints(x[1])
     keep = bool(node.attributes.get_int("keepdims", 1))
-    if not axes and node.attributes.get_int("noop_with_empty_axes", 0):
+    unchanged = node.attributes.get_int("noop_with_empty_axes", 0)
+    if not axes and unchanged:
         return value
     return value.mean(axes or list(range(value.ndim)), keepdim=keep)
 
