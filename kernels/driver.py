@@ -46,7 +46,8 @@ from numpy.typing import NDArray
 from fgq.kernels._jit import jit
 from fgq.kernels.epilogue import Epilogue, finisher
 from fgq.kernels.gather import Geometry, gatherer
-from fgq.kernels.threads import spread
+from fgq.kernels.simd.atomics import LINE, add
+from fgq.kernels.threads import rest, share
 
 ALIGNMENT = 64
 """Bytes to which scratch and prepared weights are aligned: a cache line, and the widest register."""
@@ -57,6 +58,9 @@ _LARGE_PAGE = 1 << 21
 
 _LARGE = 1 << 19
 """Arrays from this size on are worth one."""
+
+_PIECES_PER_THREAD = 8
+"""Pieces of work for each thread: a late or disturbed one leaves its share to the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +169,8 @@ class _Held(threading.local):
 held = _Held()
 
 _NOTHING = np.empty(0, np.uint8)
+_ALL = np.empty(0, np.int64)
+"""In place of what is taken: one thread does all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -213,9 +219,10 @@ def plan_job(engine: Engine, geometry: Geometry, outputs: int, threads: int) -> 
     units = geometry.groups * row_blocks * output_blocks
     panel_bytes = _rounded(rows_step * plan.pitch + ALIGNMENT)
     sums_bytes = _rounded(4 * rows_step * plan.outputs_step)
+    piece = _piece(geometry.groups * row_blocks, output_blocks, threads)
     cut = np.array(
         [rows_step, outputs_step, plan.pitch, plan.direct and geometry.gapless, panel_bytes, sums_bytes,
-         row_blocks, output_blocks, outputs, plan.outputs_step],
+         row_blocks, output_blocks, outputs, plan.outputs_step, piece],
         np.int64,
     )  # fmt: skip
     return Job(
@@ -284,12 +291,12 @@ def bind(
     after = bias, epilogue.integers, epilogue.factors(bias.size), epilogue.floats, added, result
     if job.threads == 1:
         # large weights leave nothing of the interpreter in the near caches: every step here counts
-        return partial(job.run, *before, 0, job.units, scratch[0], *after)
+        return partial(job.run, *before, 0, job.units, _ALL, scratch[0], *after)
 
-    def work(thread: int, begin: int, end: int) -> None:
-        job.run(*before, begin, end, scratch[thread], *after)
+    def work(thread: int, taken: NDArray[np.int64]) -> None:
+        job.run(*before, thread, job.units, taken, scratch[thread], *after)
 
-    return partial(spread, job.units, job.threads, work)
+    return partial(share, job.units, job.threads, work)
 
 
 def _nothing() -> None: ...
@@ -313,6 +320,13 @@ def _shared(plan: Plan, geometry: Geometry, outputs: int, threads: int) -> tuple
     return rows_step, outputs_step
 
 
+def _piece(row_units: int, output_blocks: int, threads: int) -> int:
+    """Return how many units a thread takes at a time: whole panels of rows, where there are many."""
+    units = row_units * output_blocks
+    piece = max(1, units // (_PIECES_PER_THREAD * threads))
+    return piece - piece % output_blocks or piece
+
+
 def _rounded(count: int) -> int:
     return count + -count % ALIGNMENT
 
@@ -328,8 +342,9 @@ def compose(tier: int, block: Any, stage: Any) -> Any:
         x: NDArray[np.uint8],
         geometry: NDArray[np.int64],
         cut: NDArray[np.int64],
-        begin: int,
-        end: int,
+        thread: int,
+        units: int,
+        taken: NDArray[np.int64],
         scratch: NDArray[np.uint8],
         bias: NDArray[np.int32],
         integers: NDArray[np.int64],
@@ -350,35 +365,48 @@ def compose(tier: int, block: Any, stage: Any) -> Any:
         )
         work = scratch[panel_bytes + sums_bytes :]
         held, panel = -1, gathered
-        for unit in range(begin, end):
-            # neighbouring units share their rows
-            place, output_block = divmod(unit, output_blocks)
-            group, row_block = divmod(place, row_blocks)
-            row = row_block * rows_step
-            rows = min(rows_step, all_rows - row)
-            first = output_block * outputs_step
-            outputs = min(outputs_step, group_outputs - first)
-            if place != held:
-                if direct and rows == rows_step:
-                    panel = x[row * channels : (row + rows) * channels].reshape(rows_step, channels)
-                else:
-                    panel = gathered
-                    gather(x, geometry, group, row, rows, panel)
-                stage(weights, group, panel, rows, work)
-                held = place
-            block(weights, group, panel, rows, first, outputs, sums, work)
-            finish(
-                sums,
-                rows,
-                outputs,
-                row,
-                group * group_outputs + first,
-                bias,
-                integers,
-                factors,
-                floats,
-                residual,
-                out,
-            )
+        piece, at = units, 0
+        if taken.size:
+            piece = cut[10]
+            at = add(taken, 0, piece)
+        while at < units:
+            stop = min(at + piece, units)
+            for unit in range(at, stop):
+                # neighbouring units share their rows
+                place, output_block = divmod(unit, output_blocks)
+                group, row_block = divmod(place, row_blocks)
+                row = row_block * rows_step
+                rows = min(rows_step, all_rows - row)
+                first = output_block * outputs_step
+                outputs = min(outputs_step, group_outputs - first)
+                if place != held:
+                    if direct and rows == rows_step:
+                        panel = x[row * channels : (row + rows) * channels].reshape(rows_step, channels)
+                    else:
+                        panel = gathered
+                        gather(x, geometry, group, row, rows, panel)
+                    stage(weights, group, panel, rows, work)
+                    held = place
+                block(weights, group, panel, rows, first, outputs, sums, work)
+                finish(
+                    sums,
+                    rows,
+                    outputs,
+                    row,
+                    group * group_outputs + first,
+                    bias,
+                    integers,
+                    factors,
+                    floats,
+                    residual,
+                    out,
+                )
+            if taken.size:
+                add(taken, LINE, stop - at)
+                at = add(taken, 0, piece)
+            else:
+                at = units
+        if thread:
+            rest(taken)
 
     return run

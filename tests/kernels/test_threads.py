@@ -64,7 +64,7 @@ def run_in_child(queue):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_makes_threads_of_its_own():
     spread(8, 3, lambda thread, begin, end: None)
-    assert threads._pool is not None
+    assert threads._idle
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=run_in_child, args=(queue,))
