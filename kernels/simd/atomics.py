@@ -68,7 +68,8 @@ def _interpreted_load(flags: Any, place: int) -> int:
     return int(flags[place])
 
 
-def _interpreted_add(flags: Any, place: int, value: int) -> int:
+def interpreted_add(flags: Any, place: int, value: int) -> int:
+    """Do what `add` does, without a compiler."""
     with _lock:
         before = int(flags[place])
         flags[place] += value
@@ -79,4 +80,4 @@ load: Any = _load
 add: Any = _add
 pause: Any = _pause
 if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-    load, add, pause = _interpreted_load, _interpreted_add, lambda: None
+    load, add, pause = _interpreted_load, interpreted_add, lambda: None

@@ -12,6 +12,7 @@ from fgq.kernels import driver
 from fgq.kernels.driver import drive, plan_job
 from fgq.kernels.epilogue import Sums
 from fgq.kernels.gather import Geometry
+from fgq.kernels.simd.atomics import interpreted_add
 from fgq.kernels.weights import zero_point_bias
 from fgq.kernels.window import Window
 
@@ -25,7 +26,7 @@ def interpreted_loop() -> Iterator[None]:
         run = compose(tier, block, stage)
         return getattr(run, "py_func", run)
 
-    with mock.patch.object(driver, "compose", interpreted):
+    with mock.patch.object(driver, "compose", interpreted), mock.patch.object(driver, "add", interpreted_add):
         yield
 
 
