@@ -22,9 +22,9 @@ from fgq.eval.report.charts import Histogram
 from fgq.eval.report.histograms import ActivationHistogram, WeightHistogram
 from fgq.eval.report.quality import Measure
 from fgq.eval.report.study import Findings, LayerFindings
-from fgq.stats import Estimate
 from fgq.printable import printable
 from fgq.report import LayerReport
+from fgq.stats import Estimate
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "report.html.jinja"

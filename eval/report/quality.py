@@ -17,8 +17,8 @@ from fgq.errors import DataError
 from fgq.eval.accuracy import BATCH
 from fgq.eval.datasets import DOCSTRINGS
 from fgq.eval.evaluation import evaluate
-from fgq.stats import Estimate, bootstrap_interval, wilson_interval
 from fgq.onnx_file import first_line
+from fgq.stats import Estimate, bootstrap_interval, wilson_interval
 
 Progress = Callable[[str, int, int | None], None]
 

@@ -12,8 +12,8 @@ from typing import Any
 from fgq import onnx_file
 from fgq.config import Recipe
 from fgq.eval.evaluation import as_text
-from fgq.stats import Estimate
 from fgq.report import LayerReport, Report
+from fgq.stats import Estimate
 
 Cell = str | int | float | bool | None
 
