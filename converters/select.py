@@ -10,11 +10,10 @@ import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Misfit
 from fgq.container import constant
+from fgq.converters.dynamic import dynamic_obstacle
 from fgq.converters.layers import FloatNode, Layer
 from fgq.errors import ConfigError
 from fgq.scheme import ActivationScheme, WeightScheme
-
-ACTIVATION_8 = ActivationScheme(bits=8)
 
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose second input is a shape and no operand."""
@@ -85,9 +84,12 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
     if layer.in_subgraph and activations is not None:
         activations = None
         notes.append("in a subgraph: activations stay float")
+    elif activations is not None and activations.is_dynamic and (obstacle := dynamic_obstacle(layer)):
+        activations = None
+        notes.append(f"{obstacle}: activations stay float")
     if position or layer.is_depthwise:
         notes.insert(0, position or "depthwise")
-        return Choice(layer, config.int8, activations and ACTIVATION_8, "; ".join(notes))
+        return Choice(layer, config.int8, activations and replace(activations, bits=8), "; ".join(notes))
     scheme = config.weight_scheme
     length = layer.shape[layer.group_axis]
     if scheme.group_size is not None and length % scheme.group_size:

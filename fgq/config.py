@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, WeightScheme
+from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, Ranges, WeightScheme
 
 
 class Activations(StrEnum):
@@ -19,6 +19,10 @@ class Activations(StrEnum):
 
     INT8 = "int8"
     INT4 = "int4"
+    INT8_DYNAMIC = "int8-dynamic"
+    """What MatMul and Gemm read; ranges of whole tensors, found at run time."""
+    INT8_DYNAMIC_TOKEN = "int8-dynamic-token"
+    """The same with a range for each row along the last axis."""
     NONE = "none"
 
 
@@ -76,7 +80,9 @@ class ConversionConfig:
         Give each layer ternary, tied or 8-bit codes so that a weight takes no more bits on average, as
         kernels hold it (2, 4 or 8, and 8/N for its alpha), and the outputs change least (`fgq.plan`).
     activations : Activations
-        ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
+        ``int8`` and ``int4`` are static and need calibration data; ``int8-dynamic`` and
+        ``int8-dynamic-token`` find the ranges of what MatMul and Gemm read at run time, of whole tensors or
+        of each row along the last axis; ``none`` quantizes weights alone.
     form : Form
         ``packed`` (several codes a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
         without a model-local function).
@@ -160,8 +166,12 @@ class ConversionConfig:
     @property
     def activation_scheme(self) -> ActivationScheme | None:
         """The scheme of the inputs of layers not kept at 8 bits; None where activations stay float."""
-        bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
-        return None if bits is None else ActivationScheme(bits=bits)
+        return {
+            Activations.INT8: ActivationScheme(bits=8),
+            Activations.INT4: ActivationScheme(bits=4),
+            Activations.INT8_DYNAMIC: ActivationScheme(ranges=Ranges.TENSOR),
+            Activations.INT8_DYNAMIC_TOKEN: ActivationScheme(ranges=Ranges.TOKEN),
+        }.get(self.activations)
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -94,29 +94,50 @@ class WeightScheme:
         return str(self.codes) if self.group_size is None else f"{self.codes} N={self.group_size}"
 
 
+class Ranges(StrEnum):
+    """When the range of activations is found, and of how many of them."""
+
+    STATIC = "static"
+    """Of the whole tensor, from calibration data."""
+    TENSOR = "dynamic"
+    """Of the whole tensor, at run time."""
+    TOKEN = "dynamic-token"
+    """Of each row along the last axis, at run time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationScheme:
-    """Static quantization of activations to unsigned integers of `bits` bits.
+    """Quantization of activations to unsigned integers of `bits` bits.
 
     Parameters
     ----------
     bits : int
         8 or 4. Four-bit values are held in uint8 and lie in 0..15.
+    ranges : Ranges
+        Dynamic ones have 8 bits.
 
     Raises
     ------
     ConfigError
-        If `bits` is neither 8 nor 4.
+        If `bits` is neither 8 nor 4, or not 8 with dynamic ranges.
     """
 
     bits: int = 8
+    ranges: Ranges = Ranges.STATIC
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
             raise ConfigError(f"activation bits: found {self.bits}, wanted 8 or 4")
+        if self.is_dynamic and self.bits != 8:
+            raise ConfigError(f"activation bits: found {self.bits} with ranges found at run time, wanted 8")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether ranges are found at run time."""
+        return self.ranges is not Ranges.STATIC
 
     def __str__(self) -> str:
-        return f"int{self.bits}"
+        return f"int{self.bits}-{self.ranges}" if self.is_dynamic else f"int{self.bits}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
