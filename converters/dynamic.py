@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from fgq.container import FUNCTION_DOMAIN, FUNCTION_VERSION
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.select import Choice
 from fgq.dynamic import (
     MULTIPLY_TOKENS,
     QUANTIZE_TOKENS,
@@ -22,27 +22,6 @@ from fgq.dynamic import (
 )
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.scheme import Ranges
-
-if TYPE_CHECKING:
-    from fgq.converters.select import Choice
-
-
-def dynamic_obstacle(layer: Layer) -> str | None:
-    """Say why the activations of a layer cannot be quantized at run time; None where they can.
-
-    Parameters
-    ----------
-    layer : Layer
-    """
-    if layer.op_type == "Conv":
-        return "a convolution, whose ranges would have to be static"
-    if layer.weight_index == 0:
-        return "its constant is on the left"
-    if len(layer.shape) > 2:
-        return "its constant is a batch of matrices"
-    if layer.op_type == "Gemm" and layer.node.attributes.get_int("transA", 0):
-        return "it transposes its input"
-    return None
 
 
 def quantize_inputs(model: ir.Model, choices: Sequence[Choice]) -> dict[ir.Value, ir.Node]:

@@ -99,10 +99,11 @@ def finish(model: ir.Model, *, inline: bool) -> None:
     ----------
     model : onnx_ir.Model
     inline : bool
-        Whether to replace calls of model-local functions by their bodies.
+        Whether to replace calls of model-local functions by their bodies, and leave no function.
     """
     if inline:
         common.InlinePass()(model)
+        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         model.opset_imports.pop(FUNCTION_DOMAIN, None)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),

@@ -10,7 +10,6 @@ import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Misfit
 from fgq.container import constant
-from fgq.converters.dynamic import dynamic_obstacle
 from fgq.converters.layers import FloatNode, Layer
 from fgq.errors import ConfigError
 from fgq.scheme import ActivationScheme, WeightScheme
@@ -84,7 +83,7 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
     if layer.in_subgraph and activations is not None:
         activations = None
         notes.append("in a subgraph: activations stay float")
-    elif activations is not None and activations.is_dynamic and (obstacle := dynamic_obstacle(layer)):
+    elif activations is not None and activations.is_dynamic and (obstacle := _dynamic_obstacle(layer)):
         activations = None
         notes.append(f"{obstacle}: activations stay float")
     if position or layer.is_depthwise:
@@ -97,6 +96,19 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
         rest = length % scheme.group_length(length)
         notes.append(f"last group of {rest}" if rest else f"{length} input channels")
     return Choice(layer, scheme, activations, "; ".join(notes))
+
+
+def _dynamic_obstacle(layer: Layer) -> str:
+    """Say why the activations of a layer cannot be quantized at run time; nothing where they can."""
+    if layer.op_type == "Conv":
+        return "a convolution, whose ranges would have to be static"
+    if layer.weight_index == 0:
+        return "its constant is on the left"
+    if len(layer.shape) > 2:
+        return "its constant is a batch of matrices"
+    if layer.op_type == "Gemm" and layer.node.attributes.get_int("transA", 0) != 0:
+        return "it transposes its input"
+    return ""
 
 
 def _fit(layer: Layer, length: int, config: ConversionConfig) -> WeightScheme:

@@ -96,7 +96,7 @@ def bind_quantize(
 
         return quantize_all
     compute = _row_quantizer(index_of(available()[0]))
-    each, units = _cut(*table.shape)
+    each, units = _cut(len(table), table.shape[1])
 
     def work(thread: int, begin: int, end: int) -> None:
         ends = held.borrow(2, 16 * 4).view(np.float32)
@@ -136,7 +136,7 @@ def bind_multiply(
     sums = out.view(np.int32)
     add_up = layer.bind(rows.activations, sums, scratch, epilogue=Sums(), threads=threads)
     added = np.empty((0, out.shape[1]), np.float32) if residual is None else residual
-    each, units = _cut(*out.shape)
+    each, units = _cut(len(out), out.shape[1])
 
     def work(thread: int, begin: int, end: int) -> None:
         row = held.borrow(1, 4 * out.shape[1])[0].view(np.int32)
@@ -179,7 +179,7 @@ def _row_quantizer(tier: int) -> Any:
             lowest, highest = ends[0].min(), ends[1].max()
             scale = (highest - lowest) / np.float32(255)
             scale = min(max(scale, _LEAST_SCALE), _LARGEST_SCALE)
-            zero = np.int32(np.rint(min(-lowest / scale, np.float32(255))))
+            zero = int(np.rint(min(-lowest / scale, np.float32(255))))
             if scale <= _VECTOR_SCALE:
                 quantize(x[r], scale, zero, 255, activations[r])
             else:
