@@ -96,7 +96,7 @@ def bind_quantize(
 
         return quantize_all
     compute = _row_quantizer(index_of(available()[0]))
-    each, units = _cut(len(table), table.shape[1])
+    each, units = _cut(len(table), x.shape[-1])
 
     def work(thread: int, begin: int, end: int) -> None:
         ends = held.borrow(2, 16 * 4).view(np.float32)

@@ -35,9 +35,9 @@ def values(*shape, seed=0):
 WEIGHTS = {"u": values(12, 10), "c": values(10), "v": values(10, 10), "w": values(12, 7)}
 
 
-def converted(make_model, activations, text=TEXT, weights=WEIGHTS, opset=17, **options):
+def converted(make_model, activations, text=TEXT, arrays=WEIGHTS, opset=17, **options):
     options = {"group_size": 4, "first_last_int8": False} | options
-    return convert(make_model(text, weights, opset=opset), activations=activations, **options)
+    return convert(make_model(text, arrays, opset=opset), activations=activations, **options)
 
 
 def assert_same(found, expected):
