@@ -89,7 +89,7 @@ def write_weights(
         function = unpack_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
         model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
-    finish(model, inline=form is not Form.PACKED)
+    finish(model, inline=form is Form.INLINED)
 
 
 def finish(model: ir.Model, *, inline: bool) -> None:
