@@ -7,9 +7,11 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
 from fgq.config import ExportForm
-from fgq.container import FORM_KEY, FUNCTION_DOMAIN, constant, is_unpack, unpacked
+from fgq.container import FORM_KEY, constant, is_unpack, unpacked
+from fgq.converters.dynamic import drop_dynamic
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.dynamic import find_dynamic_products
 from fgq.errors import ModelError
 
 
@@ -30,17 +32,15 @@ def export(model: ir.Model, form: ExportForm) -> None:
     graph = model.graph
     calls = [node for node in graph if is_unpack(node)]
     weights = [node for node in graph if _is_weight(node)]
-    if not calls and not weights:
+    if not calls and not weights and not find_dynamic_products(graph):
         raise ModelError(
             "model: found no packed and no int8 weights, wanted a model converted by fgq convert"
         )
     if form is not ExportForm.INLINED:
         for node in calls:
             _replace(graph, node, unpacked(node))
-        model.opset_imports.pop(FUNCTION_DOMAIN, None)
-        for identifier in [key for key in model.functions if key[0] == FUNCTION_DOMAIN]:
-            del model.functions[identifier]
     if form is ExportForm.FLOAT:
+        drop_dynamic(graph)
         for node in [node for node in graph if _is_weight(node)]:
             _replace(graph, node, _dequantized(node))
         for node in list(graph):
@@ -49,7 +49,7 @@ def export(model: ir.Model, form: ExportForm) -> None:
         model.metadata_props.pop(FORM_KEY, None)
     else:
         model.metadata_props[FORM_KEY] = form.value
-    finish(model, inline=form is ExportForm.INLINED)
+    finish(model, inline=True)
 
 
 def _is_weight(node: ir.Node) -> bool:

@@ -19,6 +19,7 @@ from fgq.container import (
     PACKED,
     unpack_function,
 )
+from fgq.converters.dynamic import transposed, write_product
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import add_initializer
 from fgq.converters.sites import Site
@@ -58,7 +59,9 @@ def insert_quantizers(model: ir.Model, sites: Mapping[Site, Mapping[int, Quantiz
         _insert_quantizers(model.graph, site, quantizers)
 
 
-def write_weights(model: ir.Model, layers: Sequence[QuantizedLayer], form: Form) -> None:
+def write_weights(
+    model: ir.Model, layers: Sequence[QuantizedLayer], form: Form, dynamic: Mapping[ir.Value, ir.Node]
+) -> None:
     """Put integer weights and biases into a model whose activations are quantized.
 
     Parameters
@@ -67,8 +70,18 @@ def write_weights(model: ir.Model, layers: Sequence[QuantizedLayer], form: Form)
     layers : sequence of QuantizedLayer
     form : Form
         How the weights are written.
+    dynamic : mapping of onnx_ir.Value to onnx_ir.Node
+        Of the activations whose ranges are found at run time, what quantizes them
+        (`fgq.converters.dynamic.quantize_inputs`).
     """
     for entry in layers:
+        quantize = dynamic.get(entry.layer.activation)
+        if quantize is not None:
+            weight = transposed(entry.weight)
+            nodes, w8 = _integers(model.graph, str(entry.layer.weight.name), weight, form)
+            model.graph.insert_before(entry.layer.node, nodes)
+            write_product(model, entry.layer, quantize, w8, weight.row_scale)
+            continue
         _write_weight(model.graph, entry, form)
         if entry.input_scale is not None and entry.layer.bias is not None:
             _write_bias(model.graph, entry, entry.input_scale)
@@ -86,10 +99,11 @@ def finish(model: ir.Model, *, inline: bool) -> None:
     ----------
     model : onnx_ir.Model
     inline : bool
-        Whether to replace calls of model-local functions by their bodies.
+        Whether to replace calls of model-local functions by their bodies, and leave no function.
     """
     if inline:
         common.InlinePass()(model)
+        common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
         model.opset_imports.pop(FUNCTION_DOMAIN, None)
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
@@ -146,15 +160,20 @@ def _quantizer_nodes(graph: ir.Graph, source: ir.Value, name: str, quantizer: Qu
 def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
     layer, tensor = entry.layer, entry.weight
     stem = str(layer.weight.name)
-    nodes = []
-    if tensor.scheme.codes in PACKED and form is not Form.INT8:
-        nodes.append(_unpack_node(graph, stem, tensor))
-        w8 = nodes[0].outputs[0]
-    else:
-        w8 = add_initializer(graph, f"{stem}.w8", tensor.int8())
+    nodes, w8 = _integers(graph, stem, tensor, form)
     nodes.append(_dequantize_node(graph, stem, w8, tensor.row_scale, axis=tensor.channel_axis, dtype=np.int8))
     _insert_for(graph, layer, nodes)
     layer.node.replace_input_with(layer.weight_index, nodes[-1].outputs[0])
+
+
+def _integers(
+    graph: ir.Graph, stem: str, tensor: QuantizedTensor, form: Form
+) -> tuple[list[ir.Node], ir.Value]:
+    """Return the int8 weights, and the nodes that make them."""
+    if tensor.scheme.codes in PACKED and form is not Form.INT8:
+        node = _unpack_node(graph, stem, tensor)
+        return [node], node.outputs[0]
+    return [], add_initializer(graph, f"{stem}.w8", tensor.int8())
 
 
 def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node:

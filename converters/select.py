@@ -14,8 +14,6 @@ from fgq.converters.layers import FloatNode, Layer
 from fgq.errors import ConfigError
 from fgq.scheme import ActivationScheme, Granularity, WeightScheme
 
-ACTIVATION_8 = ActivationScheme(bits=8)
-
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose second input is a shape and no operand."""
 
@@ -85,6 +83,9 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
     if layer.in_subgraph and activations is not None:
         activations = None
         notes.append("in a subgraph: activations stay float")
+    elif activations is not None and activations.is_dynamic and (obstacle := _dynamic_obstacle(layer)):
+        activations = None
+        notes.append(f"{obstacle}: activations stay float")
     if position or layer.is_depthwise:
         notes.insert(0, position or "depthwise")
     scheme = config.int8 if position or layer.is_depthwise else config.weight_scheme
@@ -92,7 +93,9 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
         scheme = replace(scheme, granularity=Granularity.FILTER)
         notes.append(coarser)
     if position or layer.is_depthwise:
-        return Choice(layer, scheme, activations and ACTIVATION_8, "; ".join(notes))
+        return Choice(
+            layer, scheme, activations and replace(activations, bits=8, tensors=1), "; ".join(notes)
+        )
     length = layer.shape[layer.group_axis]
     if scheme.group_size is not None and length % scheme.group_size:
         scheme = _fit(layer, length, config)
@@ -108,6 +111,19 @@ def _without_parts(layer: Layer, scheme: WeightScheme) -> str:
     grouped = layer.op_type == "Conv" and layer.node.attributes.get_int("group", 1) > 1
     if scheme.granularity is Granularity.LAYER and grouped:
         return "grouped convolution: a scale for each filter"
+    return ""
+
+
+def _dynamic_obstacle(layer: Layer) -> str:
+    """Say why the activations of a layer cannot be quantized at run time; nothing where they can."""
+    if layer.op_type == "Conv":
+        return "a convolution, whose ranges would have to be static"
+    if layer.weight_index == 0:
+        return "its constant is on the left"
+    if len(layer.shape) > 2:
+        return "its constant is a batch of matrices"
+    if layer.op_type == "Gemm" and layer.node.attributes.get_int("transA", 0) != 0:
+        return "it transposes its input"
     return ""
 
 

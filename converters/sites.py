@@ -65,9 +65,13 @@ def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
     model : onnx_ir.Model
         The prepared float model.
     choices : sequence of Choice
-        The layers that are converted.
+        The layers that are converted. Those whose ranges are found at run time have no sites.
     """
-    layers = {choice.layer.node: choice for choice in choices if choice.activations is not None}
+    layers = {
+        choice.layer.node: choice
+        for choice in choices
+        if choice.activations is not None and not choice.activations.is_dynamic
+    }
     sources = {node for node, choice in layers.items() if choice.layer.op_type in ("Conv", "Gemm")}
     joints = _joints(model.graph, layers, sources)
     integers = joints | sources

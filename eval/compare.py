@@ -144,11 +144,11 @@ def compare(
 
 def _shared_results(reference: ir.Model, candidate: ir.Model) -> list[ir.Value]:
     """Return the layers' results and the outputs of the candidate that the reference has by name."""
-    known = {value.name for node in reference.graph for value in node.outputs}
+    known = {value.name: node for node in reference.graph for value in node.outputs}
     shared = [
         node.outputs[0]
         for node in candidate.graph
-        if node.op_type in OPERATORS
+        if (node.op_type in OPERATORS or _is_layer(known.get(node.outputs[0].name)))
         and node.outputs[0].name in known
         and not node.outputs[0].is_graph_output()
     ]
@@ -156,6 +156,10 @@ def _shared_results(reference: ir.Model, candidate: ir.Model) -> list[ir.Value]:
     if not shared:
         raise ModelError("comparison: found no layer and no output that both models have by name")
     return shared
+
+
+def _is_layer(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type in OPERATORS
 
 
 def _is_numeric(value: ir.Value) -> bool:

@@ -160,7 +160,10 @@ def convert(
     ] = None,
     activations: Annotated[
         Activations | None,
-        typer.Option(help="Static 8- or 4-bit activations, or float ones.  [default: int8]"),
+        typer.Option(
+            help="8- or 4-bit activations with ranges from calibration data; 8-bit ones of MatMul and Gemm "
+            "with ranges found at run time, of each tensor or of each row; or float ones.  [default: int8]"
+        ),
     ] = None,
     calibration_data: Annotated[
         str | None,

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, Granularity, WeightScheme
+from fgq.scheme import (
+    INT8_LIMIT,
+    WITHOUT_VNNI_LIMIT,
+    ActivationScheme,
+    Codes,
+    Granularity,
+    Ranges,
+    WeightScheme,
+)
 
 DUAL_WEIGHTS = 0.02
 """Layers whose INT4 weights lose more than this share of their squared sum get a second tensor."""
@@ -26,6 +34,10 @@ class Activations(StrEnum):
 
     INT8 = "int8"
     INT4 = "int4"
+    INT8_DYNAMIC = "int8-dynamic"
+    """What MatMul and Gemm read; ranges of whole tensors, found at run time."""
+    INT8_DYNAMIC_TOKEN = "int8-dynamic-token"
+    """The same with a range for each row along the last axis."""
     NONE = "none"
 
 
@@ -123,7 +135,9 @@ class ConversionConfig:
         Take the fewest bits, within the targets, whose measured loss is at most so many points
         (`fgq.report.HeldOutCheck`).
     activations : Activations
-        ``int8`` and ``int4`` are static and need calibration data; ``none`` quantizes weights alone.
+        ``int8`` and ``int4`` are static and need calibration data; ``int8-dynamic`` and
+        ``int8-dynamic-token`` find the ranges of what MatMul and Gemm read at run time, of whole tensors or
+        of each row along the last axis; ``none`` quantizes weights alone.
     form : Form
         ``packed`` (several codes a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
         without a model-local function).
@@ -280,8 +294,12 @@ class ConversionConfig:
     @property
     def activation_scheme(self) -> ActivationScheme | None:
         """The scheme of the inputs of layers not kept at 8 bits; None where activations stay float."""
-        bits = {Activations.INT8: 8, Activations.INT4: 4}.get(self.activations)
-        return None if bits is None else ActivationScheme(bits=bits)
+        return {
+            Activations.INT8: ActivationScheme(bits=8),
+            Activations.INT4: ActivationScheme(bits=4),
+            Activations.INT8_DYNAMIC: ActivationScheme(ranges=Ranges.TENSOR),
+            Activations.INT8_DYNAMIC_TOKEN: ActivationScheme(ranges=Ranges.TOKEN),
+        }.get(self.activations)
 
 
 _TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")

@@ -139,7 +139,45 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
         return None
     if node.attributes.get_int("block_size", 0):
         return None
-    source = node.inputs[0]
+    axis = node.attributes.get_int("axis", 1)
+    tensor = read_integers(
+        node.inputs[0], row_scale, name=str(node.name), group_axis=group_axis, channel_axis=channel_axis
+    )
+    if tensor is None or (row_scale.ndim and axis not in (channel_axis, channel_axis - len(tensor.shape))):
+        return None
+    return tensor
+
+
+def read_integers(
+    source: ir.Value | None,
+    row_scale: NDArray[np.float32],
+    *,
+    name: str,
+    group_axis: int,
+    channel_axis: int,
+) -> QuantizedTensor | None:
+    """Read a quantized weight from its integers: a call of ``fgq::Unpack``, or constant int8.
+
+    Parameters
+    ----------
+    source : onnx_ir.Value or None
+        The integers.
+    row_scale : ndarray of float32, shape (M,) or ()
+    name : str
+        What an error calls the weight.
+    group_axis, channel_axis : int
+        The weight's reduction axis and its axis of output channels.
+
+    Returns
+    -------
+    QuantizedTensor or None
+        None where the value is neither, or does not fit the scales.
+
+    Raises
+    ------
+    ModelError
+        As `read_weight`.
+    """
     producer = None if source is None else source.producer()
     if is_unpack(producer):
         assert producer is not None
@@ -152,9 +190,6 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
         plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
         group = np.zeros(w8.shape[group_axis], np.int32)
         scheme = WeightScheme(codes=Codes.INT8)
-    rank = plane.codes.ndim
-    if row_scale.ndim and node.attributes.get_int("axis", 1) not in (channel_axis, channel_axis - rank):
-        return None
     tensor = QuantizedTensor(
         planes=(plane,),
         group=group,
@@ -168,7 +203,7 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     except FgqError as error:
         if scheme.codes is Codes.INT8:  # a foreign weight that is quantized in another way
             return None
-        raise ModelError(f"{node.name}: {error}") from None
+        raise ModelError(f"{name}: {error}") from None
     return tensor
 
 

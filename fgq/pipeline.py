@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 
 from fgq import onnx_file
 from fgq.calibrate import observe
-from fgq.config import Activations, ConversionConfig, Recipe
+from fgq.config import ConversionConfig, Recipe
 from fgq.container import FORM_KEY
 from fgq.converters.compatibility import minimum_onnxruntime
+from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.quantized_graph import QuantizedLayer, insert_quantizers, write_weights
@@ -105,7 +106,7 @@ def convert(
     scheme : WeightScheme, optional
         Group size and range of alpha; it replaces the options ``group_size`` and ``x86_without_vnni``.
     calibration : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds, optional
-        Some hundred samples of the model's input; needed unless ``activations="none"``.
+        Some hundred samples of the model's input; needed for ``int8`` and ``int4`` activations.
     held_out : as `calibration`, optional
         Samples to measure the result on. Without them a fifth of the calibration data is set aside where
         the layers' schemes are planned.
@@ -338,6 +339,7 @@ def _finish(
     tasks = [_task(choice, quantizers) for choice in choices]
     float_model = model.clone()
     insert_quantizers(model, quantizers)
+    dynamic = quantize_inputs(model, choices)
     refined, checkpoint = Refined({}, []), None
     if kept is not None and _needs_data(recipe, tasks):
         reductions = [task for task in tasks if is_reduction(task.layer)]
@@ -365,7 +367,7 @@ def _finish(
     activations = describe_quantizers(quantizers, histograms)
 
     report_progress("write", 0, None)
-    write_weights(model, layers, config.form)
+    write_weights(model, layers, config.form, dynamic)
     model.producer_name, model.producer_version = "fgq", version("fgq")
     model.metadata_props[FORM_KEY] = config.form.value
     onnx_file.save(model, path)
@@ -427,11 +429,12 @@ def _check_convertible(
             "calibration data: found none, wanted some hundred samples to plan by; give --calibration-data "
             "FILE.npz or a folder"
         )
-    if config.activations is not Activations.NONE and calibration is None:
+    static = config.activation_scheme is not None and not config.activation_scheme.is_dynamic
+    if static and calibration is None:
         raise DataError(
             f"calibration data: found none, wanted some hundred samples for {config.activations} "
-            "activations; give --calibration-data FILE.npz or a folder, or --activations none to quantize "
-            "weights alone"
+            "activations; give --calibration-data FILE.npz or a folder, --activations int8-dynamic, or "
+            "--activations none to quantize weights alone"
         )
 
 
@@ -531,7 +534,7 @@ def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) ->
     layer = choice.layer
     bias = layer.bias_array
     input_scale = least = None
-    if choice.activations is not None:
+    if choice.activations is not None and not choice.activations.is_dynamic:
         by_tensor = {site.tensor: found for site, found in quantizers.items()}
         input_scale = by_tensor[layer.activation][choice.activations.width].scale
         if bias is not None:

@@ -25,7 +25,7 @@ class LayerReport:
     scheme : str
         Such as ``ternary N=64``, ``int8`` or ``float``.
     activations : str
-        ``int8``, ``int4``, ``2 x int4`` or ``float``.
+        ``int8``, ``int4``, ``2 x int4``, ``int8-dynamic``, ``int8-dynamic-token`` or ``float``.
     reason : str
         Why the layer is float, or differs from the scheme that was asked for; may be empty.
     activation_bits : int or None

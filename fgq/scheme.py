@@ -126,9 +126,20 @@ class WeightScheme:
         return str(self.codes) if plain else f"{self.codes} per {self.granularity}"
 
 
+class Ranges(StrEnum):
+    """When the range of activations is found, and of how many of them."""
+
+    STATIC = "static"
+    """Of the whole tensor, from calibration data."""
+    TENSOR = "dynamic"
+    """Of the whole tensor, at run time."""
+    TOKEN = "dynamic-token"
+    """Of each row along the last axis, at run time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActivationScheme:
-    """Static quantization of activations to unsigned integers of `bits` bits.
+    """Quantization of activations to unsigned integers of `bits` bits.
 
     Parameters
     ----------
@@ -137,15 +148,19 @@ class ActivationScheme:
     tensors : int
         1, or 2 of 4 bits: a coarse one, and one for the rest at a sixteenth of its scale. Their integers
         are the upper and the lower half of one 8-bit integer, ``q = 16 q1 + q2``, which is how they are held.
+    ranges : Ranges
+        Dynamic ones have 8 bits.
 
     Raises
     ------
     ConfigError
-        If `bits` is neither 8 nor 4, or there are other than one tensor or two of 4 bits.
+        If `bits` is neither 8 nor 4, or not 8 with dynamic ranges, or there are other than one tensor or two
+        of 4 bits.
     """
 
     bits: int = 8
     tensors: int = 1
+    ranges: Ranges = Ranges.STATIC
 
     def __post_init__(self) -> None:
         if self.bits not in (4, 8):
@@ -154,6 +169,13 @@ class ActivationScheme:
             raise ConfigError(
                 f"activations: found {self.tensors} tensors of {self.bits} bits, wanted 1, or 2 of 4"
             )
+        if self.is_dynamic and self.bits != 8:
+            raise ConfigError(f"activation bits: found {self.bits} with ranges found at run time, wanted 8")
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether ranges are found at run time."""
+        return self.ranges is not Ranges.STATIC
 
     @property
     def width(self) -> int:
@@ -161,6 +183,8 @@ class ActivationScheme:
         return self.bits * self.tensors
 
     def __str__(self) -> str:
+        if self.is_dynamic:
+            return f"int{self.bits}-{self.ranges}"
         return f"int{self.bits}" if self.tensors == 1 else f"{self.tensors} x int{self.bits}"
 
 

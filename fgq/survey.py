@@ -18,12 +18,13 @@ from fgq.converters.passes import prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.sites import Site
+from fgq.dynamic import read_dynamic_product
 from fgq.mmse import StreamingHistogram, expected_error
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import lost_groups, signal_to_noise_db
 from fgq.report import LayerReport, QuantizerReport, Report, bits_per_weight, multiplications, removed_share
 from fgq.runtime.layers import activation_bits, read_layer_weight
-from fgq.scheme import Quantizer
+from fgq.scheme import ActivationScheme, Quantizer
 
 
 def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
@@ -148,6 +149,11 @@ def model_bytes(source: Source, model: ir.Model) -> int:
 
 def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
     for node in model.graph.all_nodes():
+        product = read_dynamic_product(node)
+        if product is not None:
+            dynamic = ActivationScheme(ranges=product.ranges)
+            yield _converted_layer(product.name, "MatMul", product.read_weight(), dynamic, product.result)
+            continue
         if node.domain != "" or node.op_type not in WEIGHTED:
             continue
         found = read_layer_weight(node)
@@ -156,20 +162,26 @@ def _converted_layers(model: ir.Model) -> Iterator[LayerReport]:
             continue
         _, index, tensor = found
         bits = activation_bits(node.inputs[1 - index])
-        yield LayerReport(
-            name=str(node.name),
-            operator=node.op_type,
-            shape=tensor.shape,
-            scheme=str(tensor.scheme),
-            activations="float" if bits is None else f"int{bits}",
-            activation_bits=bits,
-            reason="",
-            bits_per_weight=bits_per_weight(tensor, packed=True),
-            multiplications=multiplications(
-                products_of_sum(node.op_type, tensor.shape, tensor.group_axis), _lengths(node.outputs[0])
-            ),
-            multiplications_removed=removed_share(tensor),
-        )
+        scheme = None if bits is None else ActivationScheme(bits=bits)
+        yield _converted_layer(str(node.name), node.op_type, tensor, scheme, node.outputs[0])
+
+
+def _converted_layer(
+    name: str, op_type: str, tensor: QuantizedTensor, activations: ActivationScheme | None, result: ir.Value
+) -> LayerReport:
+    products = products_of_sum(op_type, tensor.shape, tensor.group_axis)
+    return LayerReport(
+        name=name,
+        operator=op_type,
+        shape=tensor.shape,
+        scheme=str(tensor.scheme),
+        activations="float" if activations is None else str(activations),
+        activation_bits=None if activations is None else activations.width,
+        reason="",
+        bits_per_weight=bits_per_weight(tensor, packed=True),
+        multiplications=multiplications(products, _lengths(result)),
+        multiplications_removed=removed_share(tensor),
+    )
 
 
 def _float_layer(node: ir.Node, reason: str, layer: Layer | None = None) -> LayerReport:

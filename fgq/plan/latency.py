@@ -19,7 +19,7 @@ from fgq.kernels.threads import default_threads
 from fgq.plan.options import Option
 from fgq.quantize import quantize_weight
 from fgq.refine.pieces import Piece, Prefix
-from fgq.runtime.products import kernel_weight
+from fgq.runtime.products import channels_first
 from fgq.runtime.windows import read_window
 from fgq.scheme import WeightScheme
 
@@ -86,7 +86,7 @@ def _integer_run(choice: Choice, scheme: WeightScheme, shape: Sequence[int]) -> 
     tensor = quantize_weight(
         layer.weight_array, scheme, group_axis=layer.group_axis, channel_axis=layer.channel_axis
     )
-    weight, threads = kernel_weight(tensor), default_threads()
+    weight, threads = channels_first(tensor), default_threads()
     rng = np.random.default_rng(0)
     if layer.op_type == "Conv":
         window = read_window(layer.node, layer.shape[2:], tuple(shape[2:]))

@@ -66,6 +66,7 @@ class Piece:
         self._outputs = list(outputs)
         self._imports = dict(model.opset_imports)
         self._ir_version = model.ir_version
+        self._functions = [ir.serde.serialize_function(each) for each in model.functions.values()]
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes = []
         self._inputs: set[str] = set()
@@ -120,7 +121,9 @@ class Piece:
         outputs = [onnx.ValueInfoProto(name=name) for name in self._outputs]
         graph = helper.make_graph(self._nodes, "piece", inputs, outputs, list(self._constants.values()))
         imports = [helper.make_opsetid(domain, number) for domain, number in self._imports.items()]
-        proto = helper.make_model(graph, opset_imports=imports, ir_version=self._ir_version)
+        proto = helper.make_model(
+            graph, opset_imports=imports, ir_version=self._ir_version, functions=self._functions
+        )
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         try:

@@ -104,13 +104,9 @@ class ProductStep(Step):
             added = follows.other.source if isinstance(follows, Residual) else follows.residual
         self.sources = (layer.source,) if added is None else (layer.source, added)
         self.result = layer.result if follows is None else follows.result
-        weight = kernel_weight(layer.read_weight())
+        weight = channels_first(layer.read_weight())
         self._shape = weight.shape
-        if wish is Wish.MULTIPLICATION_FREE and weight.largest_code > MOST_ADDED:
-            wish = Wish.AUTO
-        if memory is Memory.COMPACT and not packable(weight):
-            memory = Memory.FAST
-        self._wishes, self._layers = Wishes(kernel=wish, memory=memory), list[Layer]()
+        self._wishes, self._layers = possible(weight, wish, memory), list[Layer]()
         self._transposed = layer.kind == "gemm" and bool(layer.node.attributes.get_int("transA", 0))
         try:
             if layer.kind == "conv":
@@ -207,7 +203,7 @@ class ProductStep(Step):
 
     def _matrix(self, weight: Weight, index: tuple[int, ...]) -> Layer:
         return self._layer(
-            _slice(weight, index), None, lambda: _slice(kernel_weight(self.layer.read_weight()), index)
+            _slice(weight, index), None, lambda: _slice(channels_first(self.layer.read_weight()), index)
         )
 
     def _layer(self, weight: Weight, window: Window | None, read_again: Callable[[], Weight]) -> Layer:
@@ -217,7 +213,7 @@ class ProductStep(Step):
         )  # fmt: skip
 
     def _convolution(self, weight: Weight, window: Window) -> Layer:
-        return self._layer(weight, window, lambda: kernel_weight(self.layer.read_weight()))
+        return self._layer(weight, window, lambda: channels_first(self.layer.read_weight()))
 
     def _prepare_convolution(self, weight: Weight) -> None:
         node, taps = self.layer.node, self._shape[1:3]
@@ -234,7 +230,7 @@ class ProductStep(Step):
         window = read_window(self.layer.node, self._shape[1:3], x.shape[1:3])
         assert window is not None
         if window not in self._by_window:
-            weight = kernel_weight(self.layer.read_weight())
+            weight = channels_first(self.layer.read_weight())
             self._by_window[window] = self._convolution(weight, window)
         return self._by_window[window]
 
@@ -304,7 +300,16 @@ def _addition(own: Requantization, residual: Residual) -> QuantizedAdd:
     )
 
 
-def kernel_weight(weight: QuantizedTensor) -> Weight:
+def possible(weight: Weight, wish: Wish, memory: Memory) -> Wishes:
+    """Return what can be had for a layer: its weights may allow no additions, or no packing."""
+    if wish is Wish.MULTIPLICATION_FREE and weight.largest_code > MOST_ADDED:
+        wish = Wish.AUTO
+    if memory is Memory.COMPACT and not packable(weight):
+        memory = Memory.FAST
+    return Wishes(kernel=wish, memory=memory)
+
+
+def channels_first(weight: QuantizedTensor) -> Weight:
     """Return the weight with the output channel first and the group axis last."""
     axes = (weight.channel_axis, weight.group_axis), (0, -1)
     planes = []

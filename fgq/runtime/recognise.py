@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fgq.container import constant
+from fgq.dynamic import DynamicProduct, find_dynamic_products
 from fgq.kernels.dispatch import Memory, Wish
 from fgq.runtime.arithmetic import BinaryStep, read_binary
 from fgq.runtime.concat import read_concat
+from fgq.runtime.dynamic import DynamicProductStep, QuantizeRowsStep
 from fgq.runtime.edges import read_quantize
 from fgq.runtime.floats import read_gelu, read_layer_norm, read_softmax
 from fgq.runtime.layers import IntegerLayer, find_integer_layers
@@ -69,11 +72,13 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
     makers: dict[ir.Value, Step] = {step.result: step for step in found}
     residuals = _residuals([step for step in found if isinstance(step, BinaryStep)], layers)
     for result, layer in layers.items():
-        follows = residuals.get(result) or _real_end(layer)
+        follows = residuals.get(result) or _layer_end(layer)
         product = ProductStep(layer, options.wish, options.memory, follows)
         makers[product.result] = product
+    dynamic = find_dynamic_products(graph)
+    makers |= {step.result: step for step in _dynamic_steps(dynamic, options)}
     for step in _float_steps(graph):
-        if layers and step.result not in makers:
+        if (layers or dynamic) and step.result not in makers:
             makers[step.result] = step
     opset = graph.opset_imports.get("", 1)
     for node in graph:
@@ -81,6 +86,16 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
         if step is not None and step.result not in makers and _pure(step.sources[0], makers):
             makers[step.result] = step
     return makers
+
+
+def _dynamic_steps(products: list[DynamicProduct], options: Options) -> Iterator[Step]:
+    """Yield a step for each product, and one quantization for all that read the same values."""
+    quantized = {product.quantize: QuantizeRowsStep(product) for product in products}
+    yield from quantized.values()
+    for product in products:
+        follows = real_end(product.result, product.row_scale)
+        rows = quantized[product.quantize].result
+        yield DynamicProductStep(product, rows, options.wish, options.memory, follows)
 
 
 def _float_steps(graph: ir.Graph) -> list[Step]:
@@ -127,13 +142,23 @@ def _residuals(
     return residuals
 
 
-def _real_end(layer: IntegerLayer) -> RealEnd | None:
-    """Return the bias and the residual that alone read a matrix product's real values."""
+def _layer_end(layer: IntegerLayer) -> RealEnd | None:
     if layer.requantization is not None or layer.kind != "matmul" or layer.bias is not None:
         return None
-    shape, rank = layer.result.shape, len(layer.result.shape or ())
-    outputs = layer.row_scale.size if layer.row_scale.ndim else None
-    shift, value = None, layer.result
+    return real_end(layer.result, layer.row_scale)
+
+
+def real_end(product: ir.Value, row_scale: NDArray[np.float32]) -> RealEnd | None:
+    """Return the bias and the residual that alone read a matrix product's real values.
+
+    Parameters
+    ----------
+    product : onnx_ir.Value
+    row_scale : ndarray of float32, shape (M,) or ()
+    """
+    shape, rank = product.shape, len(product.shape or ())
+    outputs = row_scale.size if row_scale.ndim else None
+    shift, value = None, product
     if (found := _added(value)) is not None:
         array = constant(found[1])
         if array is not None and array.dtype == np.float32 and array.ndim <= 1 and rank > 1:
@@ -144,7 +169,7 @@ def _real_end(layer: IntegerLayer) -> RealEnd | None:
         sum_value, other = found
         if constant(other) is None and other.shape == shape and other.dtype == ir.DataType.FLOAT:
             residual, value = other, sum_value
-    if value is layer.result:
+    if value is product:
         return None
     return RealEnd(shift=shift, residual=residual, result=value)
 

@@ -71,7 +71,7 @@ def test_forms_are_equal(float_model, run, activations, form):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("activations", list(Activations))
+@pytest.mark.parametrize("activations", ["int8", "int4", "none"])
 @pytest.mark.parametrize("form", [Form.PACKED, Form.INT8])
 def test_float(float_model, run, activations, form):
     """Float weights and biases are what the integers stand for."""

@@ -46,7 +46,7 @@ def model(make_model):
 
 
 @pytest.mark.parametrize("form", ["packed", "int8", "inlined"])
-@pytest.mark.parametrize("activations", ["int8", "int4", "none"])
+@pytest.mark.parametrize("activations", ["int8", "int4", "int8-dynamic", "int8-dynamic-token", "none"])
 def test_same_bytes_twice(model, check_integers, form, activations):
     options = {"calibration": FEEDS, "group_size": 4, "form": form, "activations": activations}
     first, second = (convert(model, **options) for _ in range(2))

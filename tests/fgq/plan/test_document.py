@@ -48,7 +48,10 @@ def layer(**fields):
         ({"format": "fgq plan 2", "layers": {}}, "found the format 'fgq plan 2'"),
         ({"format": "fgq plan 1"}, "plan: layers: found nothing"),
         ({"format": "fgq plan 1", "layers": {"a": "int8"}}, "plan: layer 'a': found a str"),
-        (layer(), "plan: layer 'a': found the codes None, wanted one of ternary, tied, int4, int8, dual-int4, float"),
+        (
+            layer(),
+            "found the codes None, wanted one of ternary, tied, int4, int8, dual-int4, float",
+        ),
         (layer(codes="int2"), "found the codes 'int2'"),
         (layer(codes=["int8"]), "found the codes"),
         (layer(codes="ternary"), "found the group size None, wanted a whole number of at least 1"),

@@ -1,0 +1,152 @@
+"""Rewriting products so that their activations are quantized at run time (`fgq.dynamic` has the format)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.container import FUNCTION_DOMAIN, FUNCTION_VERSION
+from fgq.converters.layers import Layer
+from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.select import Choice
+from fgq.dynamic import (
+    MULTIPLY_TOKENS,
+    QUANTIZE_TOKENS,
+    find_dynamic_products,
+    multiply_tokens_function,
+    quantize_tokens_function,
+)
+from fgq.qtensor import Plane, QuantizedTensor
+from fgq.scheme import Ranges
+
+
+def quantize_inputs(model: ir.Model, choices: Sequence[Choice]) -> dict[ir.Value, ir.Node]:
+    """Quantize what layers read at run time, and give it back to them as real values.
+
+    Layers that read the same tensor share the quantization of it. `write_product` later joins a layer and
+    the integers; until then the model has float weights and is one that any layer can be observed in.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        A prepared float model, changed in place.
+    choices : sequence of Choice
+        Its layers, of which those with dynamic ranges are changed.
+
+    Returns
+    -------
+    dict of onnx_ir.Value to onnx_ir.Node
+        For the values that the layers now read, what quantizes them.
+    """
+    layers = [
+        (choice.layer, choice.activations.ranges)
+        for choice in choices
+        if choice.activations is not None and choice.activations.is_dynamic
+    ]
+    found: dict[ir.Value, ir.Node] = {}
+    done: dict[ir.Value, ir.Value] = {}
+    for layer, ranges in layers:
+        tensor = layer.activation
+        if tensor not in done:
+            nodes = _quantize_nodes(tensor, ranges)
+            model.graph.insert_before(layer.node, nodes)
+            done[tensor] = nodes[-1].outputs[0]
+            found[done[tensor]] = nodes[0]
+        layer.node.replace_input_with(1 - layer.weight_index, done[tensor])
+    if any(ranges is Ranges.TOKEN for _, ranges in layers):
+        for make in (quantize_tokens_function, multiply_tokens_function):
+            function = make(model.opset_imports[""])
+            model.functions[function.identifier()] = function
+        model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
+    return found
+
+
+def transposed(weight: QuantizedTensor) -> QuantizedTensor:
+    """Return a matrix with its output channels on the last axis, [K, M]."""
+    if weight.channel_axis == 1:
+        return weight
+    planes = tuple(
+        Plane(codes=np.ascontiguousarray(plane.codes.T), alpha=np.ascontiguousarray(plane.alpha.T))
+        for plane in weight.planes
+    )
+    return replace(weight, planes=planes, group_axis=0, channel_axis=1)
+
+
+def write_product(
+    model: ir.Model, layer: Layer, quantize: ir.Node, w8: ir.Value, row_scale: NDArray[np.float32]
+) -> None:
+    """Replace a MatMul or Gemm by the product of integers, and a bias by an Add.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    layer : Layer
+    quantize : onnx_ir.Node
+        What quantizes its activations.
+    w8 : onnx_ir.Value
+        Its weights, int8 [K, M].
+    row_scale : ndarray of float32, shape (M,) or ()
+    """
+    graph, name = model.graph, layer.name
+    scale = add_initializer(graph, f"{layer.weight.name}.scale", row_scale)
+    if quantize.op_type == QUANTIZE_TOKENS:
+        inputs = [*quantize.outputs, w8, scale]
+        nodes = [ir.node(MULTIPLY_TOKENS, inputs, domain=FUNCTION_DOMAIN, name=name)]
+    else:
+        codes, x_scale, x_zero = quantize.outputs
+        sums = ir.node("MatMulInteger", [codes, w8, x_zero], name=name)
+        real = ir.node("Cast", [sums.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{name}_real")
+        factor = ir.node("Mul", [x_scale, scale], name=f"{name}_factor")
+        scaled = ir.node("Mul", [real.outputs[0], factor.outputs[0]], name=f"{name}_scaled")
+        nodes = [sums, real, factor, scaled]
+    if layer.bias is not None:
+        nodes.append(ir.node("Add", [nodes[-1].outputs[0], layer.bias], name=f"{name}_bias"))
+    result = nodes[-1].outputs[0]
+    redirect(layer.output, result)
+    take_name(layer.output, result, "_float")
+    graph.insert_before(layer.node, nodes)
+    graph.remove(layer.node, safe=True)
+
+
+def drop_dynamic(graph: ir.Graph) -> None:
+    """Let products read their activations as they are, and multiply them by real weights.
+
+    Parameters
+    ----------
+    graph : onnx_ir.Graph
+    """
+    for product in find_dynamic_products(graph):
+        weight = add_initializer(graph, f"{product.integers.name}_real", product.read_weight().dequantize())
+        node = ir.node("MatMul", [product.source, weight], name=product.name)
+        result = node.outputs[0]
+        producer = product.result.producer()
+        assert producer is not None
+        redirect(product.result, result)
+        take_name(product.result, result, "_integers")
+        graph.insert_before(producer, [node])
+        graph.remove(producer, safe=True)
+
+
+def _quantize_nodes(tensor: ir.Value, ranges: Ranges) -> list[ir.Node]:
+    """Return the nodes that quantize a tensor, the quantization first and what makes real values last."""
+    stem = f"{tensor.name}_int8"
+    if ranges is Ranges.TENSOR:
+        quantize = ir.node("DynamicQuantizeLinear", [tensor], num_outputs=3, name=stem)
+        nodes = [quantize, ir.node("DequantizeLinear", quantize.outputs, name=f"{stem}_value")]
+    else:
+        quantize = ir.node(QUANTIZE_TOKENS, [tensor], domain=FUNCTION_DOMAIN, num_outputs=3, name=stem)
+        codes, scale, zero = quantize.outputs
+        to_float = {"to": int(ir.DataType.FLOAT)}
+        raised, low = (ir.node("Cast", [value], to_float) for value in (codes, zero))
+        steps = ir.node("Sub", [raised.outputs[0], low.outputs[0]])
+        real = ir.node("Mul", [steps.outputs[0], scale], name=f"{stem}_value")
+        nodes = [quantize, raised, low, steps, real]
+    for value, name in zip(quantize.outputs, ("", "_scale", "_zero_point"), strict=True):
+        value.name = f"{stem}{name}"
+    nodes[-1].outputs[0].name = f"{stem}_value"
+    nodes[-1].outputs[0].dtype, nodes[-1].outputs[0].shape = ir.DataType.FLOAT, tensor.shape
+    return nodes
