@@ -54,8 +54,9 @@ def draw_group_size(study: Study, paths: Sequence[Path]) -> None:
     _draw_quality(above, study)
     _draw_costs(below, study)
     sizes = sorted({row.group_size for row in study.rows if row.group_size is not None})
-    below.set_xscale("log", base=2, subs=())
+    below.set_xscale("log", base=2)
     below.set_xticks(sizes, [str(size) for size in sizes])
+    below.set_xticks([], minor=True)
     below.set_xlabel("group size N: weights that share one scale")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
