@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -155,14 +156,14 @@ def calibrate(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
 
 @torch.no_grad()
 def load_converted(module: nn.Module, path: str | os.PathLike[str]) -> list[str]:
-    """Start from the codes of a conversion: take its quantized weights, biases and input quantizers.
+    """Start from the codes of a conversion: take its quantized weights and biases.
 
     Parameters
     ----------
     module : torch.nn.Module
         As `prepare` returned it.
     path : path-like
-        A converted model whose layers are called as those of the module.
+        A converted model whose layers, or their weights, are called as those of the module.
 
     Returns
     -------
@@ -174,24 +175,39 @@ def load_converted(module: nn.Module, path: str | os.PathLike[str]) -> list[str]
     ModelError
         If the file holds none of the layers, or a weight of another shape.
     """
-    nodes = {str(node.name): node for node in onnx_file.load(path).graph}
+    layers = quantized_layers(module)
     found = []
-    for name, layer in quantized_layers(module).items():
-        node = nodes.get(name)
-        if node is None:
+    for node in onnx_file.load(path).graph:
+        name = _owner(node, layers)
+        if name is None:
             continue
-        tensor = read_weight(node.inputs[1], group_axis=layer.group_axis, channel_axis=layer.channel_axis)
-        if tensor is None or tensor.shape != tuple(layer.weight.shape):
-            shape = "no quantized weight" if tensor is None else str(list(tensor.shape))
+        layer = layers[name]
+        transposed = node.op_type == "MatMul"  # which holds a Linear's weight the other way round
+        group, channel = layer.group_axis, layer.channel_axis
+        axes = (channel, group) if transposed else (group, channel)
+        tensor = read_weight(node.inputs[1], group_axis=axes[0], channel_axis=axes[1])
+        values = None if tensor is None else tensor.dequantize().T if transposed else tensor.dequantize()
+        if values is None or values.shape != tuple(layer.weight.shape):
+            shape = "no quantized weight" if values is None else str(list(values.shape))
             raise ModelError(f"{path}: {name}: found {shape}, wanted {list(layer.weight.shape)}")
-        layer.weight.copy_(torch.from_numpy(tensor.dequantize()))
+        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(values)))
         bias = _dequantized(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None and layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(bias))
         found.append(name)
     if not found:
-        raise ModelError(f"{path}: found none of the module's layers, wanted nodes with their names")
+        raise ModelError(
+            f"{path}: found none of the module's layers, wanted nodes or weights with their names"
+        )
     return found
+
+
+def _owner(node: ir.Node, layers: Iterable[str]) -> str | None:
+    """Return the layer that a node is the conversion of, by the name of the node or of its weight."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
+        return None
+    weight = str(node.inputs[1].name)
+    return next((name for name in layers if node.name == name or weight.startswith(f"{name}.weight")), None)
 
 
 def _dequantized(value: Any) -> np.ndarray | None:

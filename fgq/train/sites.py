@@ -82,8 +82,10 @@ class Graph:
             return node.args[1] in (1, (1, 1))
         if not self._is(node, _JOINTS, _JOINT_MODULES):
             return False
-        return all(isinstance(value, fx.Node) for value in node.args[:2]) or len(operands(node)) != 1 or (
-            pool is not None or node.target in (functional.avg_pool2d, functional.max_pool2d)
+        return (
+            all(isinstance(value, fx.Node) for value in node.args[:2])
+            or len(operands(node)) != 1
+            or (pool is not None or node.target in (functional.avg_pool2d, functional.max_pool2d))
         )
 
     def is_maximum(self, node: fx.Node) -> bool:
