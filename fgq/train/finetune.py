@@ -17,7 +17,7 @@ from fgq.errors import ConfigError
 from fgq.onnx_file import first_line
 from fgq.scheme import ActivationScheme, WeightScheme
 from fgq.train.export import export
-from fgq.train.prepare import calibrate, load_converted, prepare
+from fgq.train.prepare import INT8_ACTIVATIONS, calibrate, load_converted, prepare
 from fgq.train.quantizer import Ranges
 from fgq.train.trainer import Data, Samples, Schedule, accuracy, train
 
@@ -70,7 +70,7 @@ def finetune(
     scheme: WeightScheme,
     schedule: Schedule,
     folder: Path,
-    activations: ActivationScheme | None = ActivationScheme(bits=8),
+    activations: ActivationScheme | None = INT8_ACTIVATIONS,
     ranges: Ranges = Ranges.STATISTICAL,
     start: str | os.PathLike[str] | None = None,
     resume: bool = False,

@@ -1,8 +1,8 @@
 """The fits of `fgq.ternary` and `fgq.levels` in PyTorch, on the device of the weights, all groups at once.
 
-Symbols as in `fgq.qtensor`: M rows, E kernel positions, L weights along the group axis, G groups of N. The
-steps, their order and their tie rules are those of the NumPy modules, in float64 as there; sums over a row may
-be added in another order, which the float32 row scale does not show but for one row in some 10**8.
+Symbols as in `fgq.qtensor`: M rows, G groups of N. The steps, their order and their tie rules are those of
+the NumPy modules, in float64 as there. Only sums over a row may be added in another order; a float32 scale
+hides that, unless the sum lies within its last bits of a boundary between two float32 values.
 """
 
 from __future__ import annotations

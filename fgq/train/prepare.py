@@ -22,6 +22,8 @@ from fgq.train.layers import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, re
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 from fgq.train.sites import Graph, ShapeRecorder, Site, find_sites, operands, placed
 
+INT8_ACTIVATIONS = ActivationScheme(bits=8)
+
 QUANTIZERS = "activation_quantizers"
 """The name under which a prepared module keeps its activation quantizers."""
 
@@ -34,7 +36,7 @@ def prepare(
     scheme: WeightScheme,
     example: tuple[Tensor, ...],
     *,
-    activations: ActivationScheme | None = ActivationScheme(bits=8),
+    activations: ActivationScheme | None = INT8_ACTIVATIONS,
     plan: Mapping[str, WeightScheme | None] | None = None,
     first_last_int8: bool = True,
     ranges: Ranges | str = Ranges.STATISTICAL,
