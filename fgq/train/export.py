@@ -76,14 +76,14 @@ def export(
     prepare_graph(model)
     written, found = [], set()
     for entry in find_layers(model):
-        name = None if not isinstance(entry, Layer) else _owner(entry, layers)
-        if not isinstance(entry, Layer) or name is None:
+        owner = _owner(entry, layers) if isinstance(entry, Layer) else None
+        if not isinstance(entry, Layer) or owner is None:
             continue
-        quantizer = layers[name].input_quantizer
+        quantizer = layers[owner].input_quantizer
         scale = None if quantizer is None else quantizer.value().scale
-        tensor = _laid_out(layers[name].tensor(), entry)
+        tensor = _laid_out(layers[owner].tensor(), entry)
         written.append(quantized_graph.QuantizedLayer(entry, tensor, scale))
-        found.add(name)
+        found.add(owner)
     quantized_graph.write_weights(model, written, form)
     model.producer_name, model.producer_version = "fgq", version("fgq")
     model.metadata_props[FORM_KEY] = form.value

@@ -70,7 +70,7 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
     magnitude = groups.abs()
-    ordered = magnitude.sort(dim=-1).values
+    ordered = magnitude.contiguous().sort(dim=-1).values
     prefix = functional.pad(ordered.flip(-1).cumsum(-1), (1, 0))
     real = _best_scale(prefix)
     row_scale = _bounded(real.amax(-1) / limit)

@@ -144,19 +144,19 @@ class _Transposed(QuantizedLayer):
         )
 
 
-class QuantizedConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+class QuantizedConvTranspose1d(_Transposed, nn.ConvTranspose1d):  # type: ignore[misc]
     """Quantized twin of `torch.nn.ConvTranspose1d`."""
 
 
-class QuantizedConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+class QuantizedConvTranspose2d(_Transposed, nn.ConvTranspose2d):  # type: ignore[misc]
     """Quantized twin of `torch.nn.ConvTranspose2d`."""
 
 
-class QuantizedConvTranspose3d(_Transposed, nn.ConvTranspose3d):
+class QuantizedConvTranspose3d(_Transposed, nn.ConvTranspose3d):  # type: ignore[misc]
     """Quantized twin of `torch.nn.ConvTranspose3d`."""
 
 
-class QuantizedLinear(QuantizedLayer, nn.Linear):
+class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """Quantized twin of `torch.nn.Linear`."""
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

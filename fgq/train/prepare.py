@@ -249,7 +249,12 @@ def _fold_normalization(traced: fx.GraphModule) -> None:
     for node in graph.nodes:
         norm = graph.module(node)
         before = node.all_input_nodes[0] if node.all_input_nodes else None
-        if not isinstance(norm, _NORMALIZATIONS) or before is None or norm.running_mean is None:
+        if (
+            not isinstance(norm, _NORMALIZATIONS)
+            or before is None
+            or norm.running_mean is None
+            or norm.running_var is None
+        ):
             continue
         conv = graph.module(before)
         once = len(before.users) == 1 and calls[str(before.target)] == calls[str(node.target)] == 1

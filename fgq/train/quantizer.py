@@ -70,7 +70,7 @@ class ActivationQuantizer(nn.Module):
         """Take a scale and a zero point, and keep statistical ranges as they then are."""
         self.scale.fill_(quantizer.scale)
         self.zero_point.fill_(quantizer.zero_point)
-        self.steps.fill_(self.warm_up)
+        self.steps.fill_(max(1, self.warm_up))
 
     def value(self) -> Quantizer:
         """Return scale and zero point as the converter knows them."""

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 from fgq.train.layers import QuantizedLayer
 
+_SUMS: frozenset[object] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _JOINTS: frozenset[object] = frozenset(
-    {operator.add, operator.iadd, torch.add, torch.cat, torch.concat, functional.avg_pool2d,
-     functional.max_pool2d, "add", "add_"}
-)  # fmt: skip
+    {torch.cat, torch.concat, functional.avg_pool2d, functional.max_pool2d}
+)
 _JOINT_MODULES = (nn.MaxPool2d, nn.AvgPool2d)
 _LAYOUT: frozenset[object] = frozenset(
     {torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.transpose, torch.permute,
@@ -80,13 +80,9 @@ class Graph:
             return pool.output_size in (1, (1, 1))
         if node.target is functional.adaptive_avg_pool2d:
             return node.args[1] in (1, (1, 1))
-        if not self._is(node, _JOINTS, _JOINT_MODULES):
-            return False
-        return (
-            all(isinstance(value, fx.Node) for value in node.args[:2])
-            or len(operands(node)) != 1
-            or (pool is not None or node.target in (functional.avg_pool2d, functional.max_pool2d))
-        )
+        if self._is(node, _SUMS, ()):
+            return all(isinstance(value, fx.Node) for value in node.args) and not node.kwargs
+        return self._is(node, _JOINTS, _JOINT_MODULES)
 
     def is_maximum(self, node: fx.Node) -> bool:
         """Tell whether a node is a pooling maximum, whose result has the integers of its input."""

@@ -190,7 +190,8 @@ def train(
         raise ConfigError(f"batch: found {schedule.batch} for {world} processes, wanted a multiple of them")
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / CHECKPOINT
-    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema))
+    mix = get_ema_multi_avg_fn(schedule.ema)  # type: ignore[no-untyped-call]
+    average = AveragedModel(student, multi_avg_fn=mix)
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay, foreach=True
     )
@@ -372,7 +373,7 @@ class _Metrics:
                 raise ConfigError(
                     "--tensorboard: the package is not installed; pip install 'fgq[train]'"
                 ) from None
-            self._board = SummaryWriter(str(folder), purge_step=first or None)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(folder), purge_step=first or None)
 
     def write(self, step: int, *values: float) -> None:
         """Add the values of one step."""
