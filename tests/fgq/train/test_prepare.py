@@ -71,23 +71,16 @@ def test_every_integer_between_the_layers_is_that_of_onnxruntime(tmp_path):
 
 
 def test_the_file_has_the_weights_and_quantizers_of_a_conversion(tmp_path):
-    import io
-
     from fgq import onnx_file
     from fgq.container import is_unpack
+    from fgq.eval.torch_export import export_onnx
 
     module = prepared()
     export(module, tmp_path / "mine.onnx", (images(2),))
-    buffer = io.BytesIO()
-    float_module = networks.network()
-    torch.onnx.export(
-        float_module, (images(2),), buffer, input_names=["input"], output_names=["output"], dynamo=False,
-        dynamic_axes={"input": {0: "batch"}}, training=torch.onnx.TrainingMode.PRESERVE,
-    )  # fmt: skip
-    (tmp_path / "float.onnx").write_bytes(buffer.getvalue())
-    model, _ = fgq.convert(
-        tmp_path / "float.onnx", group_size=8, calibration={"input": images().numpy()}, recipe="fgq"
+    float_model = export_onnx(
+        networks.network(), {"input": images(2)}, "output", {"input": {0: "batch"}}, "torchscript"
     )
+    model, _ = fgq.convert(float_model, group_size=8, calibration={"input": images().numpy()}, recipe="fgq")
     (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
     counts = []
     for name in ("mine.onnx", "theirs.onnx"):
