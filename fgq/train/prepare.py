@@ -264,7 +264,7 @@ def _fold_normalization(traced: fx.GraphModule) -> None:
         layer.weight, bias = fuse_conv_bn_weights(
             layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        layer.bias = bias
+        layer.bias = bias.requires_grad_(layer.weight.requires_grad)  # it may be new
         traced.set_submodule(str(node.target), nn.Identity())
 
 

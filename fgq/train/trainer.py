@@ -10,6 +10,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -200,35 +201,33 @@ def train(
     device = next(student.parameters()).device
     if teacher is not None:
         teacher.eval()
-    metrics = _Metrics(folder, first, tensorboard) if rank == 0 else None
     student.train()
-    for step in range(first, schedule.steps):
-        strength = schedule.strength_at(step)
-        for layer in quantized_layers(student).values():
-            layer.strength = strength
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.rate_at(step)
-        rows = rows_of_step(count, schedule.batch, schedule.seed, step)[rank::world]
-        images, labels = (part.to(device) for part in default_collate([data.train[row] for row in rows]))
-        with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-            logits = runner(images)
-        _check_labels(labels, logits)
-        loss = _loss(logits.float(), labels, images, teacher, schedule)
-        if not math.isfinite(loss.item()):
-            raise TrainingError(_diverged(student, images, step, checkpoint))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        average.update_parameters(student)
-        done = step + 1
-        if metrics is not None:
-            metrics.write(done, loss.item(), schedule.rate_at(step), strength)
-            if done % schedule.checkpoint_every == 0 or done == schedule.steps:
-                _save(checkpoint, schedule, student, average, optimizer, done)
-        if progress is not None:
-            progress("train", done, schedule.steps)
-    if metrics is not None:
-        metrics.close()
+    with closing(_Metrics(folder, first, tensorboard)) if rank == 0 else nullcontext() as metrics:
+        for step in range(first, schedule.steps):
+            strength = schedule.strength_at(step)
+            for layer in quantized_layers(student).values():
+                layer.strength = strength
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate_at(step)
+            rows = rows_of_step(count, schedule.batch, schedule.seed, step)[rank::world]
+            images, labels = (part.to(device) for part in default_collate([data.train[row] for row in rows]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
+                logits = runner(images)
+            _check_labels(labels, logits)
+            loss = _loss(logits.float(), labels, images, teacher, schedule)
+            if not math.isfinite(loss.item()):
+                raise TrainingError(_diverged(student, images, step, checkpoint))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            average.update_parameters(student)
+            done = step + 1
+            if metrics is not None:
+                metrics.write(done, loss.item(), schedule.rate_at(step), strength)
+                if done % schedule.checkpoint_every == 0 or done == schedule.steps:
+                    _save(checkpoint, schedule, student, average, optimizer, done)
+            if progress is not None:
+                progress("train", done, schedule.steps)
     for layer in quantized_layers(student).values():
         layer.strength = 1.0
     if schedule.ema:

@@ -19,7 +19,6 @@ from fgq.train.trainer import (
     Data,
     Schedule,
     TrainingError,
-    accuracy,
     rows_of_step,
     train,
 )
@@ -40,10 +39,10 @@ def losses(folder):
 
 
 def test_the_loss_falls(tmp_path):
-    module, data = student(), networks.data()
-    before = accuracy(module.eval(), data.validation)
-    schedule = Schedule(steps=40, batch=32, rate=3e-3, warm_up=2, distillation=0.0, ema=0.5)
-    assert accuracy(train(module, data, schedule, tmp_path), data.validation) > max(0.6, before)
+    schedule = Schedule(steps=20, batch=32, rate=3e-3, warm_up=2, distillation=0.0, ema=0.5)
+    train(student(), networks.data(), schedule, tmp_path)
+    found = [loss for _, loss in losses(tmp_path)]
+    assert sum(found[-5:]) < sum(found[:5])
 
 
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(tmp_path):
