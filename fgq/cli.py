@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from fgq.cli_bench import bench
+from fgq.cli_finetune import finetune
 from fgq.cli_report import report
 from fgq.cli_study import study
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
@@ -400,6 +401,7 @@ def compare(
 
 
 app.command()(report)
+app.command()(finetune)
 
 
 @app.command()

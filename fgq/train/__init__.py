@@ -1,0 +1,6 @@
+"""Quantized twins of PyTorch modules, fine-tuning, and export to the converter's format (extra `train`)."""
+
+from fgq.train.export import export
+from fgq.train.prepare import calibrate, load_converted, prepare, quantized_layers
+
+__all__ = ["calibrate", "export", "load_converted", "prepare", "quantized_layers"]

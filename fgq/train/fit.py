@@ -1,0 +1,178 @@
+"""The fits of `fgq.ternary` and `fgq.levels` in PyTorch, on the device of the weights, all groups at once.
+
+Symbols as in `fgq.qtensor`: M rows, G groups of N. The steps, their order and their tie rules are those of
+the NumPy modules, in float64 as there. Only sums over a row may be added in another order; a float32 scale
+hides that, unless the sum lies within its last bits of a boundary between two float32 values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fgq import levels, ternary
+from fgq.scheme import Codes, WeightScheme
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@torch.no_grad()
+def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> Tensor:
+    """Return the values that `fgq.quantize.quantize_weight` and `dequantize` give for a weight.
+
+    Parameters
+    ----------
+    weight : torch.Tensor
+        Finite weights of at least two axes, of any float type; computed in float64.
+    scheme : WeightScheme
+    group_axis, channel_axis : int
+        As for `fgq.quantize.quantize_weight`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, in the shape and on the device of `weight`.
+    """
+    rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
+    moved = rows.shape
+    matrix = rows.reshape(moved[0], -1, moved[-1]).double()
+    if scheme.codes is Codes.INT8:
+        scale = _bounded(matrix.abs().amax(dim=(1, 2)) / scheme.max_code)
+        divisor = torch.where(scale > 0, scale, 1.0)[:, None, None]
+        w8 = (matrix / divisor).round().clamp(-scheme.max_code, scheme.max_code)
+    else:
+        length = moved[-1]
+        N = scheme.group_length(length)
+        G = -(-length // N)
+        groups = functional.pad(matrix, (0, G * N - length)).reshape(moved[0], -1, N)
+        codes, alpha, scale = _fit(groups, scheme)
+        w8 = (codes * alpha[..., None]).reshape(moved[0], -1, G * N)[..., :length]
+    values = w8.float() * scale.float()[:, None, None]
+    return values.reshape(moved).movedim((0, -1), (channel_axis, group_axis))
+
+
+def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:
+    if scheme.codes is Codes.TERNARY:
+        return _fit_ternary(groups, scheme.alpha_limit)
+    return _fit_levels(groups, scheme.max_code, scheme.alpha_limit)
+
+
+def _bounded(scale: Tensor) -> Tensor:
+    """See `fgq.ternary.bounded_row_scale`, without further bounds."""
+    return torch.where(scale > 0, scale.clamp_min(_TINY).float().double(), 0.0)
+
+
+def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / torch.where(denominator > 0, denominator, 1.0), 0.0)
+
+
+def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
+    magnitude = groups.abs()
+    ordered = magnitude.contiguous().sort(dim=-1).values
+    prefix = functional.pad(ordered.flip(-1).cumsum(-1), (1, 0))
+    real = _best_scale(prefix)
+    row_scale = _bounded(real.amax(-1) / limit)
+    best_error, best_row_scale = torch.full_like(row_scale, torch.inf), row_scale
+    for _ in range(ternary._ROUNDS):
+        alpha, count, covered, error = _choose_ternary(ordered, prefix, real, row_scale, limit)
+        total = error.sum(-1)
+        best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
+        best_error = torch.minimum(total, best_error)
+        row_scale = _bounded(_divided((alpha * covered).sum(-1), (alpha**2 * count).sum(-1)))
+    alpha = _choose_ternary(ordered, prefix, real, best_row_scale, limit)[0]
+    level = (alpha * best_row_scale[:, None])[..., None]
+    codes = groups.sign() * ((magnitude >= level / 2) & (level > 0))
+    return codes, alpha, best_row_scale
+
+
+def _best_scale(prefix: Tensor) -> Tensor:
+    """See `fgq.ternary.best_scale`; of equal prefixes the shortest."""
+    count = torch.arange(1, prefix.shape[-1], device=prefix.device)
+    gain = prefix[..., 1:] / count.double().sqrt()
+    best = torch.where(gain == gain.amax(-1, keepdim=True), count, count[-1]).amin(-1)
+    return prefix.gather(-1, best[..., None])[..., 0] / best
+
+
+def _choose_ternary(
+    ordered: Tensor, prefix: Tensor, real: Tensor, row_scale: Tensor, limit: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return alpha, the number of nonzero codes, their magnitudes' sum and the error of each group."""
+    lower = _divided(real, row_scale[:, None].expand_as(real)).floor()
+    candidates = []
+    for alpha in (lower.clamp_max(limit), (lower + 1).clamp_max(limit)):
+        level = alpha * row_scale[:, None]
+        count = ordered.shape[-1] - torch.searchsorted(ordered, level[..., None] / 2)[..., 0]
+        count = count * (level > 0)
+        covered = prefix.gather(-1, count[..., None])[..., 0]
+        candidates.append((alpha, count, covered, count * level**2 - 2 * level * covered))
+    raised = candidates[1][3] < candidates[0][3]
+    alpha, count, covered, error = (
+        torch.where(raised, high, low) for low, high in zip(*candidates, strict=True)
+    )
+    empty = count == 0
+    return torch.where(empty, 0.0, alpha), count, covered, error * ~empty
+
+
+def _fit_levels(groups: Tensor, max_code: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See `fgq.levels.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
+    real = _real_scale(groups, max_code)
+    widest = real.amax(-1) / limit
+    best_row_scale = widest
+    best_error = torch.full_like(widest, torch.inf)
+    for start in levels._STARTS:
+        row_scale = _bounded(start * widest)
+        for _ in range(levels._ROUNDS):
+            codes, alpha, total = _choose_levels(groups, real, row_scale, max_code, limit)
+            best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
+            best_error = torch.minimum(total, best_error)
+            exact = codes * alpha[..., None]
+            row_scale = _bounded(_divided((exact * groups).sum((1, 2)), (exact**2).sum((1, 2))))
+    codes, alpha, _ = _choose_levels(groups, real, best_row_scale, max_code, limit)
+    return codes, alpha, best_row_scale
+
+
+def _nearest_codes(groups: Tensor, scale: Tensor, max_code: int) -> Tensor:
+    inverse = torch.where(scale > 0, 1.0 / torch.where(scale > 0, scale, 1.0), 0.0)
+    return (groups * inverse[..., None]).round().clamp(-max_code, max_code)
+
+
+def _refitted(groups: Tensor, scale: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
+    codes = _nearest_codes(groups, scale, max_code)
+    covered = (codes * groups).sum(-1)
+    fitted = _divided(covered, (codes * codes).sum(-1))
+    return fitted, -covered * fitted
+
+
+def _real_scale(groups: Tensor, max_code: int) -> Tensor:
+    """See `fgq.levels.best_scale`."""
+    widest = groups.abs().amax(-1) / max_code
+    best, best_error = widest, torch.full_like(widest, torch.inf)
+    for clipping in levels._CLIPPING.tolist():
+        scale, error = _refitted(groups, clipping * widest, max_code)
+        best = torch.where(error < best_error, scale, best)
+        best_error = torch.minimum(error, best_error)
+    for _ in range(levels._ROUNDS):
+        best = _refitted(groups, best, max_code)[0]
+    return best
+
+
+def _choose_levels(
+    groups: Tensor, real: Tensor, row_scale: Tensor, max_code: int, limit: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes and alpha of each group, and the error of each row."""
+    lower = _divided(real, row_scale[:, None].expand_as(real)).floor()
+    candidates = []
+    for alpha in (lower.clamp_max(limit), (lower + 1).clamp_max(limit)):
+        level = alpha * row_scale[:, None]
+        codes = _nearest_codes(groups, level, max_code)
+        square, covered = (codes * codes).sum(-1), (codes * groups).sum(-1)
+        candidates.append((codes, alpha * (square > 0), level * (level * square - 2 * covered)))
+    (low, low_alpha, low_error), (high, high_alpha, high_error) = candidates
+    raised = high_error < low_error
+    return (
+        torch.where(raised[..., None], high, low),
+        torch.where(raised, high_alpha, low_alpha),
+        torch.where(raised, high_error, low_error).sum(-1),
+    )

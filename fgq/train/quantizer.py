@@ -1,0 +1,110 @@
+"""Fake quantization of activations: statistical or learned ranges, straight-through gradients."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from fgq.scheme import Quantizer
+
+_MOMENTUM = 0.95
+_SMALLEST = float(torch.finfo(torch.float32).tiny)
+
+
+class Ranges(StrEnum):
+    """Where the ranges of activations come from."""
+
+    STATISTICAL = "statistical"
+    """Moving averages of the extremes of batches, frozen after a warm-up (arXiv 2105.03536, section 3)."""
+    LEARNED = "learned"
+    """Scales learned with the weights (LSQ: Esser et al. 2020, arXiv 1902.08153, section 2.1)."""
+
+
+class ActivationQuantizer(nn.Module):
+    """``scale * (clamp(round(x / scale) + zero_point, 0, 2**bits - 1) - zero_point)``, half to even.
+
+    Parameters
+    ----------
+    bits : int
+        8 or 4.
+    ranges : Ranges
+    warm_up : int
+        Training steps after which statistical ranges are frozen.
+
+    Attributes
+    ----------
+    scale : torch.Tensor
+        float32 scalar; a parameter where the range is learned. 0 until a range is known.
+    zero_point : torch.Tensor
+        int32 scalar.
+    steps : torch.Tensor
+        int64 scalar, the training batches seen.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    extremes: Tensor
+    steps: Tensor
+
+    def __init__(self, bits: int, ranges: Ranges, warm_up: int) -> None:
+        super().__init__()
+        self.bits, self.ranges, self.warm_up = bits, ranges, warm_up
+        scale = torch.zeros(())
+        if ranges is Ranges.LEARNED:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
+        self.register_buffer("extremes", torch.zeros(2))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def highest(self) -> int:
+        """The largest integer."""
+        return (1 << self.bits) - 1
+
+    @torch.no_grad()
+    def set(self, quantizer: Quantizer) -> None:
+        """Take a scale and a zero point, and keep statistical ranges as they then are."""
+        self.scale.fill_(quantizer.scale)
+        self.zero_point.fill_(quantizer.zero_point)
+        self.steps.fill_(max(1, self.warm_up))
+
+    def value(self) -> Quantizer:
+        """Return scale and zero point as the converter knows them."""
+        return Quantizer(scale=float(self.scale), zero_point=int(self.zero_point), bits=self.bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a tensor of any shape; in training also move the range."""
+        if self.training:
+            self._observe(x.detach())
+        x = x.float()
+        zero = self.zero_point.float()
+        scale = self.scale.abs().clamp_min(_SMALLEST)
+        if self.ranges is Ranges.LEARNED and self.training:
+            weight = 1.0 / (x.numel() * self.highest) ** 0.5
+            scale = scale.detach() + weight * (scale - scale.detach())
+        scaled = x / scale + zero
+        clipped = scaled.clamp(0, self.highest)
+        rounded = clipped + (clipped.round() - clipped).detach()
+        return (rounded - zero) * scale
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        """Move the extremes while warming up; written without branches on data, for torch.compile."""
+        lowest, highest = torch.aminmax(x.float())
+        found = torch.stack((lowest.clamp_max(0.0), highest.clamp_min(0.0)))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(found)
+            found = found / torch.distributed.get_world_size()
+        moved = torch.where(self.steps == 0, found, _MOMENTUM * self.extremes + (1 - _MOMENTUM) * found)
+        learned = self.ranges is Ranges.LEARNED
+        moving = self.steps < (1 if learned else self.warm_up)
+        scale = ((moved[1] - moved[0]) / self.highest).clamp_min(_SMALLEST)
+        self.extremes.copy_(torch.where(moving, moved, self.extremes))
+        self.scale.copy_(torch.where(moving, scale, self.scale))
+        zero = (-moved[0] / scale).round().clamp(0, self.highest).to(torch.int32)
+        self.zero_point.copy_(torch.where(moving, zero, self.zero_point))
+        self.steps.add_(1)
