@@ -84,7 +84,7 @@ def export(
         tensor = _laid_out(layers[owner].tensor(), entry)
         written.append(quantized_graph.QuantizedLayer(entry, tensor, scale))
         found.add(owner)
-    quantized_graph.write_weights(model, written, form)
+    quantized_graph.write_weights(model, written, form, {})
     model.producer_name, model.producer_version = "fgq", version("fgq")
     model.metadata_props[FORM_KEY] = form.value
     with onnx_file.staged(path) as place:
