@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fgq import levels, ternary
-from fgq.scheme import Codes, WeightScheme
+from fgq.errors import ConfigError
+from fgq.scheme import Codes, Granularity, WeightScheme
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -33,7 +34,15 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
     -------
     torch.Tensor
         float32, in the shape and on the device of `weight`.
+
+    Raises
+    ------
+    ConfigError
+        If the scheme is one that is not trained.
     """
+    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
+    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
+        raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
     matrix = rows.reshape(moved[0], -1, moved[-1]).double()

@@ -219,7 +219,11 @@ def test_layers_of_branches(make_model, check_integers, activations, flag):
     weights = {"q": normal(16, 16), "w": normal(16, 5), "t": normal(5, 16), "s": normal(5)}
     feeds = {"x": normal(4, 16), "p": np.array(flag)}
     result = convert(
-        make_model(BRANCHES, weights), calibration=[feeds], group_size=4, activations=activations
+        make_model(BRANCHES, weights),
+        calibration=[feeds],
+        group_size=4,
+        activations=activations,
+        smooth=False,
     )
     assert [layer.is_converted for layer in result.report.layers] == [True] * 3
     inside = "" if activations is Activations.NONE else "in a subgraph: activations stay float"

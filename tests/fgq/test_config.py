@@ -40,7 +40,7 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
         ),
         ({"dual_activations": 0.1}, "dual_activations: found 0.1 with activations of int8, wanted int4"),
         ({"smooth": "yes"}, "smooth: found 'yes', wanted true or false"),
-        ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, none"),
+        ({"activations": "int2"}, "activations: found 'int2', wanted one of int8, int4, int8-dynamic"),
         ({"activations": 8}, "activations: found 8"),
         ({"activations": None}, "activations: found None"),
         ({"form": "Packed"}, "form: found 'Packed', wanted one of packed, int8, inlined"),

@@ -163,5 +163,6 @@ def test_a_report_is_json():
         "converted_layers": 2,
         "bits_per_weight": 4.0,
         "multiplications_removed": None,
+        "activation_bits": None,
     }
     assert report(layer()).to_dict()["self_check"] is None

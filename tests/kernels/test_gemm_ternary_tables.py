@@ -29,7 +29,7 @@ def check(weight, isa, x, *, bits=8, x_zero=0, bias=None, window=None, threads=1
     out = np.full((geometry.images, *geometry.size, outputs), -1, np.int32)
     with interpreted_loop():
         job = plan_job(engine, geometry, outputs // groups, threads)
-    drive(job, engine.weights, image, zero_point_bias(weight, bias, x_zero), Sums(), out)
+        drive(job, engine.weights, image, zero_point_bias(weight, bias, x_zero), Sums(), out)
     wanted = wanted_sums(weight, bias, x_zero, window, x)
     np.testing.assert_array_equal(out.reshape(wanted.shape), wanted)
 

@@ -239,7 +239,7 @@ class TestBrowser:
         page.write_text(cls.FRAME.format(width=width, report=escape(text)), encoding="utf-8")
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
         command.append(f"--user-data-dir={tmp_path / 'profile'}")
-        shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
         return re.search("<title>(.*?)</title>", shown)[1].split("|")
 
     @pytest.mark.parametrize(("which", "width"), [("findings", 1200), ("hostile", 360)])

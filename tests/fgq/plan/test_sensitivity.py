@@ -47,8 +47,9 @@ def test_one_layer_at_a_time(make_model, run, ending):
     found = sensitivities(model, choices, options, FEEDS, scores, lambda done, total: None)
     x = np.concatenate([feed["x"] for feed in FEEDS[:4]])
     exact = run(proto, {"x": x})[0].astype(float)
+    candidates = [codes for codes in Codes if codes is not Codes.DUAL]  # INT8 holds as much in as many bits
     for choice, schemes, costs, name in zip(choices, options, found, ("v", "w"), strict=True):
-        assert [None if scheme is None else scheme.codes for scheme in schemes] == [*Codes, None]
+        assert [None if scheme is None else scheme.codes for scheme in schemes] == [*candidates, None]
         assert costs[-1] == 0
         for scheme, cost in zip(schemes[:-1], costs, strict=False):
             tensor = quantize_weight(WEIGHTS[name], scheme, group_axis=0, channel_axis=1)
