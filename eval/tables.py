@@ -62,6 +62,7 @@ CONFIGS = (
     ConversionConfig(recipe=Recipe.CALIBRATED, group_size=64, target_bits=3),
     _config(Recipe.CALIBRATED, 64, Codes.INT4),
     _config(Recipe.OMSE, 64),
+    ConversionConfig(recipe=Recipe.OMSE, group_size=64, smooth=True),
     _config(Recipe.FGQ, 64, Codes.INT8),  # the control: what all but the low bits costs
     _config(Recipe.CALIBRATED, 4, activations=Activations.INT4),
     _config(Recipe.OMSE, 64, activations=Activations.INT4),
@@ -218,7 +219,8 @@ def replace_tables(document: str, tables: Mapping[str, str]) -> str:
 def _setting(config: ConversionConfig) -> list[str]:
     mixed = config.target_bits is not None
     weights = f"{config.target_bits:g} bits N={config.group_size}" if mixed else str(config.weight_scheme)
-    return [str(config.recipe), weights, str(config.activations)]
+    activations = f"{config.activations} smooth" if config.smooth else str(config.activations)
+    return [str(config.recipe), weights, activations]
 
 
 def _kilobytes(path: Path) -> str:

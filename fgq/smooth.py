@@ -6,9 +6,9 @@ channel j by
 .. math:: s_j = \max|x_j|^\alpha / \max|w_j|^{1 - \alpha}
 
 and multiplying the weights that read it by as much leaves the network as it was (SmoothQuant, Xiao et al.
-2022, arXiv 2211.10438, equation 4). The exponent is the one with the least error of the layers' outputs on
-held-out data, with activations and the nearest weights quantized; scales are rounded to powers of two, which
-change no float value but its exponent.
+2022, arXiv 2211.10438, equation 4). The exponent is the one with the least relative error of the layers'
+outputs on held-out data, with activations and the nearest weights quantized; scales are rounded to powers of
+two, which change no float value but its exponent.
 """
 
 from __future__ import annotations
@@ -171,9 +171,11 @@ def _error(
     bits: int,
     scales: Single,
 ) -> float:
-    """Return the relative squared error of the layers' outputs on held-out data.
+    """Return the relative squared error of the layers' outputs on held-out data, the mean over positions.
 
-    A convolution's kernel positions count as outputs of their own.
+    A convolution's kernel positions count as outputs of their own. Each position is measured by its own
+    outputs: a normalization that follows makes all of them alike, and in a sum the few tokens of huge values
+    that encoders have would speak for all others.
     """
     histogram = StreamingHistogram("smoothed")
     histogram.update(sample.train / scales)
@@ -186,8 +188,8 @@ def _error(
         rows = nearest((weight * scales).reshape(M, -1), scheme, grouping, None)
         exact = sample.held_out @ weight.reshape(-1, L).T
         found = given @ rows.weights(grouping).reshape(-1, L).T
-        power = float(np.sum(exact**2))
-        error += float(np.sum((found - exact) ** 2)) / power if power else 0.0
+        power, lost = (np.sum(square**2, axis=1) for square in (exact, found - exact))
+        error += float(np.sum(lost[power > 0] / power[power > 0])) / len(power)
     return error
 
 

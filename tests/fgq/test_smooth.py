@@ -90,3 +90,21 @@ def test_the_same_data_give_the_same_scales(make_model):
         for left, right in zip(one.inputs, two.inputs, strict=True):
             if left is not None and left.const_value is not None:
                 np.testing.assert_array_equal(left.const_value.numpy(), right.const_value.numpy())
+
+
+def test_a_few_huge_positions_do_not_speak_for_the_others(make_model):
+    """All but a few positions are lost beside those, whose error alone the scales would lower."""
+    weights = {"w": np.random.default_rng(0).standard_normal((32, 64)).astype(np.float32)}
+    weights["shift"] = np.zeros(32, np.float32)
+    model = read_float_model(
+        make_model(
+            "(float[N,32] x) => (float y) { a = Add(x, shift) m = MatMul(a, w) y = Identity(m) }", weights
+        )
+    )
+    prepare(model)
+    data = feeds(6)
+    for feed in data:
+        feed["x"] *= OUTLIERS.astype(np.float32)
+        feed["x"][::32] *= 1e5
+    (choice,) = smoothed(model, data, activations="int4")
+    assert choice.note == ""
