@@ -40,11 +40,14 @@ class Stretch(NamedTuple):
     whole : bool
         Whether all nodes of the graph between the first and the last are among them; else the stretch is a
         layer and its bias.
+    ends : list of onnx_ir.Node
+        Whose outputs are compared with the float network's.
     """
 
     nodes: list[ir.Node]
     layers: list[Layer]
     whole: bool
+    ends: list[ir.Node]
 
 
 def find_blocks(graph: ir.Graph, layers: Sequence[Layer]) -> tuple[list[Stretch], list[str]]:
@@ -69,7 +72,7 @@ def find_blocks(graph: ir.Graph, layers: Sequence[Layer]) -> tuple[list[Stretch]
         members = [by_node[node] for node in nodes if node in by_node]
         complaint = _complaint(nodes, members)
         if complaint is None:
-            blocks.append(Stretch(nodes, members, whole=True))
+            blocks.append(Stretch(nodes, members, whole=True, ends=nodes[-1:]))
             continue
         if len(members) > 1:
             warnings.append(
@@ -78,6 +81,39 @@ def find_blocks(graph: ir.Graph, layers: Sequence[Layer]) -> tuple[list[Stretch]
             )
         blocks.extend(_single(layer) for layer in members)
     return blocks, warnings
+
+
+def find_spans(graph: ir.Graph, blocks: Sequence[Stretch]) -> list[Stretch]:
+    """Join blocks that follow one another, wherever nothing between them stands against it.
+
+    Parameters
+    ----------
+    graph : onnx_ir.Graph
+    blocks : sequence of Stretch
+        As `find_blocks` returned them.
+
+    Returns
+    -------
+    list of Stretch
+        Each of two blocks or more, in graph order.
+    """
+    nodes = list(graph)
+    places = {node: place for place, node in enumerate(nodes)}
+    spans: list[Stretch] = []
+    for block in blocks:
+        if spans and spans[-1].whole and block.whole:
+            last = spans[-1]
+            between = nodes[places[last.nodes[-1]] + 1 : places[block.nodes[0]]]
+            if not any(unsupported(node) for node in between):
+                spans[-1] = Stretch(
+                    [*last.nodes, *between, *block.nodes],
+                    [*last.layers, *block.layers],
+                    whole=True,
+                    ends=[*last.ends, *block.ends],
+                )
+                continue
+        spans.append(block)
+    return [span for span in spans if len(span.ends) > 1]
 
 
 def _complaint(nodes: Sequence[ir.Node], layers: Sequence[Layer]) -> str | None:
@@ -94,7 +130,7 @@ def _complaint(nodes: Sequence[ir.Node], layers: Sequence[Layer]) -> str | None:
 def _single(layer: Layer) -> Stretch:
     bias = find_bias(layer)
     nodes = [layer.node] if bias is None or bias.node is layer.node else [layer.node, bias.node]
-    return Stretch(nodes, [layer], whole=False)
+    return Stretch(nodes, [layer], whole=False, ends=nodes[-1:])
 
 
 def _stretches(graph: ir.Graph, layers: Sequence[Layer]) -> Iterator[list[ir.Node]]:

@@ -67,14 +67,16 @@ class Block(nn.Module):
     ----------
     nodes : sequence of onnx_ir.Node
         In graph order; `unsupported` holds for none of them.
-        The last one makes what the block gives.
+    outputs : sequence of str
+        The values that it gives.
     trained : Trained
         What some inputs of nodes read in place of constants.
     """
 
-    def __init__(self, nodes: Sequence[ir.Node], trained: Trained) -> None:
+    def __init__(self, nodes: Sequence[ir.Node], outputs: Sequence[str], trained: Trained) -> None:
         super().__init__()
         self._nodes = list(nodes)
+        self.outputs = list(outputs)
         self._trained = trained
         self._members = nn.ModuleList(trained.modules())
         self._constants: dict[str, Tensor] = {}
@@ -98,8 +100,8 @@ class Block(nn.Module):
             for place, module in modules.items()
         }
 
-    def forward(self, values: Values, trained: Mapping[Place, Tensor]) -> Tensor:
-        """Compute the block's output.
+    def forward(self, values: Values, trained: Mapping[Place, Tensor]) -> list[Tensor]:
+        """Compute the block's outputs.
 
         Parameters
         ----------
@@ -120,6 +122,5 @@ class Block(nn.Module):
                 else known[str(value.name)]
                 for place, value in enumerate(node.inputs)
             ]
-            result = OPERATORS[node.op_type](node, inputs)
-            known[str(node.outputs[0].name)] = result
-        return result
+            known[str(node.outputs[0].name)] = OPERATORS[node.op_type](node, inputs)
+        return [known[name] for name in self.outputs]

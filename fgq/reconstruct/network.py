@@ -1,13 +1,20 @@
-"""Reconstruct a network block by block, each on the prefix that is already quantized."""
+"""Reconstruct a network block by block, each on the prefix that is already quantized, then all together.
+
+Blocks alone are trained towards what the float network has at their ends, with no say in what the next makes
+of it; trained together (as in the second phase of EfficientQAT, Chen et al. 2024, arXiv 2407.11062), each
+serves all ends behind it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fgq.converters.biases import Bias
@@ -15,14 +22,13 @@ from fgq.converters.layers import Layer, find_layers
 from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import largest_bias
-from fgq.reconstruct import training
-from fgq.reconstruct.blocks import Stretch, find_blocks
+from fgq.reconstruct.blocks import Stretch, find_blocks, find_spans
 from fgq.reconstruct.module import Block, Place, Trained, vectors
-from fgq.reconstruct.training import Example, relative_error, train
+from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, relative_error, train
 from fgq.reconstruct.weights import TrainedVector, TrainedWeight
 from fgq.refine.moments import Single
 from fgq.refine.network import HELD_OUT_EVERY, Refined, Task
-from fgq.refine.pieces import Piece, Prefix, Replacement
+from fgq.refine.pieces import Piece, Prefix, Replacement, Values
 
 
 def reconstruct_network(
@@ -35,7 +41,7 @@ def reconstruct_network(
 ) -> Refined:
     """Train the weights of layers, and change biases and normalizations of a model in place.
 
-    A block is kept as it was where training does not lower its error on held-out data.
+    What training gives is taken where it lowers the error on held-out data.
 
     Parameters
     ----------
@@ -56,10 +62,8 @@ def reconstruct_network(
     -------
     Refined
     """
-    by_name = {task.layer.name: task for task in tasks}
-    layers = [
-        layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in by_name
-    ]
+    names = {task.layer.name for task in tasks}
+    layers = [layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in names]
     blocks, warnings = find_blocks(float_model.graph, layers)
     found = Refined(dict(refined.weights), [*refined.warnings, *warnings])
     if len(feeds) < 2:
@@ -67,44 +71,45 @@ def reconstruct_network(
             "reconstruction: found one batch of data, wanted two at least; nothing was trained"
         )
         return found
-    replaced = {
-        task.layer.node: Replacement(task.layer.weight_index, found.weights[task.layer.node].dequantize())
-        for task in tasks
-    }
-    quantized, exact = Prefix(model, feeds, replaced), Prefix(float_model, feeds, {})
-    for done, block in enumerate(blocks):
+    trainer = _Trainer(model, float_model, tasks, found.weights)
+    separate, together = SCALES.steps + CODES.steps, JOINT.steps
+    spans = find_spans(float_model.graph, blocks)
+    total = len(blocks) * separate + sum(len(span.ends) for span in spans) * together
+    done = 0
 
-        def advance(share: float, done: int = done) -> None:
-            progress(round(100 * (done + share)), 100 * len(blocks))
+    def advance(steps: float) -> None:
+        progress(round(done + steps), total)
 
-        advance(0.0)
-        nodes = _counterparts(model.graph, block)
-        quantized.advance(nodes[0])
-        exact.advance(block.nodes[0])
-        members = [by_name[layer.name] for layer in block.layers]
-        better = _reconstruct(nodes, members, _examples(float_model, block, quantized, exact), found, advance)
-        if better is None:
+    quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
+    for block in blocks:
+        if not trainer.train(block, (SCALES, CODES), quantized, exact, advance):
             found.warnings.append(
                 f"{block.layers[0].name}: reconstruction of its block did not lower the error on held-out "
                 "data; it stays as calibrated"
             )
-            continue
-        for task, tensor in zip(members, better.weights, strict=True):
-            found.weights[task.layer.node] = tensor
-            replaced[task.layer.node] = Replacement(task.layer.weight_index, tensor.dequantize())
-        for (node, place), values in better.vectors.items():
-            Bias(node, place, values).write(model.graph, values)
+        done += separate
+    for span in spans:
+        ends = len(span.ends)
+        quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
+        if not trainer.train(
+            span, (JOINT,), quantized, exact, lambda steps, ends=ends: advance(ends * steps)
+        ):
+            found.warnings.append(
+                f"{span.layers[0].name}: training its block and the {ends - 1} that follow together did not "
+                "lower the error on held-out data; they stay as each was left"
+            )
+        done += ends * together
     return found
 
 
-class _Better(NamedTuple):
-    """What a block was given: the weights of its layers, and its vectors."""
+class _State(NamedTuple):
+    """The weights of a stretch's layers, and its vectors."""
 
     weights: list[QuantizedTensor]
     vectors: dict[Place, Single]
 
     def constants(self, tasks: Sequence[Task]) -> dict[Place, Tensor]:
-        """Return what the nodes of a block read, as `Block` takes it."""
+        """Return what the nodes read, as `Block` takes it."""
         weights = {
             (task.layer.node, task.layer.weight_index): torch.from_numpy(tensor.dequantize())
             for task, tensor in zip(tasks, self.weights, strict=True)
@@ -112,34 +117,104 @@ class _Better(NamedTuple):
         return weights | {place: torch.tensor(values) for place, values in self.vectors.items()}
 
 
-def _counterparts(graph: ir.Graph, block: Stretch) -> list[ir.Node]:
-    """Return the nodes of a block in the graph with quantizers, these included."""
-    nodes = {node.name: node for node in graph}
-    members = [nodes[node.name] for node in block.nodes]
-    if not block.whole:
-        return members
-    every = list(graph)
-    return every[every.index(members[0]) : every.index(members[-1]) + 1]
+class _Trainer:
+    """Trains blocks of a network, and keeps what it found in the network.
+
+    Parameters
+    ----------
+    model, float_model : onnx_ir.Model
+    tasks : sequence of Task
+    weights : dict of onnx_ir.Node to QuantizedTensor
+        Of all layers; changed in place.
+
+    Attributes
+    ----------
+    replaced : dict of onnx_ir.Node to Replacement
+        What the layers read in place of float weights.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        float_model: ir.Model,
+        tasks: Sequence[Task],
+        weights: dict[ir.Node, QuantizedTensor],
+    ) -> None:
+        self._model, self._float_model = model, float_model
+        self._tasks = {task.layer.name: task for task in tasks}
+        self._nodes = {node.name: node for node in model.graph}
+        self._weights = weights
+        self.replaced: dict[ir.Node, Replacement] = {}
+        for task in tasks:
+            self._take(task, weights[task.layer.node])
+
+    def train(
+        self,
+        stretch: Stretch,
+        stages: Sequence[Stage],
+        quantized: Prefix,
+        exact: Prefix,
+        progress: Callable[[float], None],
+    ) -> bool:
+        """Train a stretch, and tell whether held-out data like one of the results better.
+
+        Parameters
+        ----------
+        stretch : Stretch
+        stages : sequence of Stage
+        quantized, exact : Prefix
+            Of the network with quantizers and of the float one; advanced to the stretch.
+        progress : callable
+            Called with the number of steps that are done.
+        """
+        progress(0)
+        nodes = self._counterparts(stretch)
+        quantized.advance(nodes[0])
+        exact.advance(stretch.nodes[0])
+        run = Piece(self._float_model, stretch.nodes, [str(end.outputs[0].name) for end in stretch.ends])
+        examples = [
+            Example(given, partial(_outputs, run, wanted))
+            for given, wanted in zip(quantized.batches, exact.batches, strict=True)
+        ]
+        tasks = [self._tasks[layer.name] for layer in stretch.layers]
+        before = _State([self._weights[task.layer.node] for task in tasks], vectors(nodes))
+        ends = [str(self._nodes[end.name].outputs[0].name) for end in stretch.ends]
+        better = _train(nodes, ends, tasks, before, examples, stages, progress)
+        if better is None:
+            return False
+        for task, tensor in zip(tasks, better.weights, strict=True):
+            self._take(task, tensor)
+        for (node, place), values in better.vectors.items():
+            Bias(node, place, values).write(self._model.graph, values)
+        return True
+
+    def _take(self, task: Task, tensor: QuantizedTensor) -> None:
+        self._weights[task.layer.node] = tensor
+        self.replaced[task.layer.node] = Replacement(task.layer.weight_index, tensor.dequantize())
+
+    def _counterparts(self, stretch: Stretch) -> list[ir.Node]:
+        """Return the nodes of a stretch in the graph with quantizers, these included."""
+        members = [self._nodes[node.name] for node in stretch.nodes]
+        if not stretch.whole:
+            return members
+        every = list(self._model.graph)
+        return every[every.index(members[0]) : every.index(members[-1]) + 1]
 
 
-def _examples(float_model: ir.Model, block: Stretch, quantized: Prefix, exact: Prefix) -> list[Example]:
-    name = str(block.nodes[-1].outputs[0].name)
-    run = Piece(float_model, block.nodes, [name])
-    return [
-        Example(given, run(wanted)[name])
-        for given, wanted in zip(quantized.batches, exact.batches, strict=True)
-    ]
+def _outputs(run: Piece, values: Values) -> list[NDArray[np.float32]]:
+    return list(run(values).values())
 
 
-def _reconstruct(
+def _train(
     nodes: Sequence[ir.Node],
+    ends: Sequence[str],
     tasks: Sequence[Task],
+    before: _State,
     examples: Sequence[Example],
-    found: Refined,
+    stages: Sequence[Stage],
     progress: Callable[[float], None],
-) -> _Better | None:
-    """Train a block, first scales alone, then codes too; None where held-out data like neither better."""
-    before = _Better([found.weights[task.layer.node] for task in tasks], vectors(nodes))
+) -> _State | None:
+    """Train a stretch in stages; None where held-out data like no stage's result better."""
     trained = Trained(
         {
             (task.layer.node, task.layer.weight_index): TrainedWeight(tensor, task.layer.weight_array)
@@ -147,19 +222,16 @@ def _reconstruct(
         },
         {place: TrainedVector(values) for place, values in before.vectors.items()},
     )
-    block = Block(nodes, trained)
+    block = Block(nodes, ends, trained)
     every = min(HELD_OUT_EVERY, len(examples))
     seen = [example for index, example in enumerate(examples) if index % every != every - 1]
     held_out = examples[every - 1 :: every]
     best, least = None, relative_error(block, before.constants(tasks), held_out)
-    total = training.SCALE_STEPS + training.CODE_STEPS
-    for first, steps in ((0, training.SCALE_STEPS), (training.SCALE_STEPS, training.CODE_STEPS)):
-
-        def advance(share: float, first: int = first, steps: int = steps) -> None:
-            progress((first + share * steps) / total)
-
-        if not train(block, trained, seen, steps, advance, keep_codes=first == 0):
+    done = 0
+    for stage in stages:
+        if not train(block, trained, seen, stage, lambda steps, done=done: progress(done + steps)):
             break
+        done += stage.steps
         after = _harden(tasks, trained)
         error = relative_error(block, after.constants(tasks), held_out)
         if error < least:
@@ -167,7 +239,7 @@ def _reconstruct(
     return best
 
 
-def _harden(tasks: Sequence[Task], trained: Trained) -> _Better:
+def _harden(tasks: Sequence[Task], trained: Trained) -> _State:
     """Return what a file will hold; biases stay where an int32 holds them."""
     weights = [
         weight.harden(task.least) for task, weight in zip(tasks, trained.weights.values(), strict=True)
@@ -178,4 +250,4 @@ def _harden(tasks: Sequence[Task], trained: Trained) -> _Better:
         if place in values and task.input_scale is not None:
             bound = largest_bias(task.input_scale, tensor.row_scale, task.layer.products)
             values[place] = np.clip(values[place], -bound, bound).astype(np.float32)
-    return _Better(weights, values)
+    return _State(weights, values)

@@ -17,18 +17,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fgq.reconstruct.module import Block, Place, Trained
+from fgq.refine.moments import Float
 from fgq.refine.pieces import Values
-
-SCALE_STEPS = 300
-CODE_STEPS = 600
-"""Steps of a block: with codes as they are, and with all that can be trained."""
 
 TOGETHER = 8
 """Samples of a step, at least."""
 
-POSITION_RATE = 2e-3
-SHIFT_RATE = 1e-3
-"""Adam's rates at first: of positions, in units of a code, and of what is measured by its own size."""
+
+class Stage(NamedTuple):
+    """A part of the training.
+
+    Parameters
+    ----------
+    steps : int
+    position_rate : float
+        Adam's rate at first, of positions, in units of a code; 0 keeps codes as they are.
+    shift_rate : float
+        The same of what is measured by its own size.
+    """
+
+    steps: int
+    position_rate: float
+    shift_rate: float
+
+
+SCALES = Stage(300, 0.0, 1e-3)
+CODES = Stage(600, 2e-3, 1e-3)
+"""Of a block alone: with codes as they are, then with all that can be trained."""
+
+JOINT = Stage(600, 1e-3, 3e-4)
+"""Of blocks together."""
 
 
 class Example(NamedTuple):
@@ -37,15 +55,16 @@ class Example(NamedTuple):
     Parameters
     ----------
     values : dict of str to ndarray
-    wanted : ndarray of float32
+    wanted : callable
+        Returns an array for each output of the block.
     """
 
     values: Values
-    wanted: NDArray[np.float32]
+    wanted: Callable[[], Sequence[NDArray[np.float32]]]
 
 
 def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Sequence[Example]) -> float:
-    """Return ``sum (y' - y)^2 / sum y^2``.
+    """Return ``sum (y' - y)^2 / sum y^2``, the mean over the outputs.
 
     Parameters
     ----------
@@ -54,24 +73,23 @@ def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Se
         What it reads for its weights and vectors.
     examples : sequence of Example
     """
-    noise = power = 0.0
+    noise, power = np.zeros(len(block.outputs)), np.zeros(len(block.outputs))
     with torch.no_grad():
         for example in examples:
-            noise += float(_squared(block, constants, example))
-            power += float(np.sum(np.square(example.wanted, dtype=np.float64)))
-    return noise / power if power else noise
+            wanted = example.wanted()
+            noise += [float(error) for error in _squared(block, constants, example.values, wanted)]
+            power += _powers(wanted)
+    return float(np.mean(noise / np.where(power > 0, power, 1.0)))
 
 
 def train(
     block: Block,
     trained: Trained,
     examples: Sequence[Example],
-    steps: int,
-    progress: Callable[[float], None],
-    *,
-    keep_codes: bool,
+    stage: Stage,
+    progress: Callable[[int], None],
 ) -> bool:
-    """Lower the error of a block's output by its weights and vectors.
+    """Lower the mean relative error of a block's outputs by its weights and vectors.
 
     Parameters
     ----------
@@ -79,11 +97,9 @@ def train(
     trained : Trained
         Its weights and vectors, changed in place.
     examples : sequence of Example
-    steps : int
+    stage : Stage
     progress : callable
-        Called with the share of the work that is done.
-    keep_codes : bool
-        Whether to train scales and vectors alone.
+        Called with the number of steps that are done.
 
     Returns
     -------
@@ -92,47 +108,59 @@ def train(
     """
     positions = [weight.position for weight in trained.weights.values()]
     for position in positions:
-        position.requires_grad_(not keep_codes)
+        position.requires_grad_(stage.position_rate > 0)
     shifts = [
         shift for weight in trained.weights.values() for shift in (weight.alpha_shift, weight.row_shift)
     ]
     shifts += [vector.shift for vector in trained.vectors.values()]
     adam = torch.optim.Adam(
-        [{"params": positions, "lr": POSITION_RATE}, {"params": shifts, "lr": SHIFT_RATE}], betas=(0.9, 0.99)
+        [{"params": positions, "lr": stage.position_rate}, {"params": shifts, "lr": stage.shift_rate}],
+        betas=(0.9, 0.99),
     )
-    groups = _groups(examples)
-    power = sum(float(np.sum(np.square(example.wanted, dtype=np.float64))) for example in examples)
-    unit = power / len(groups) or 1.0
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    groups, power = _groups(examples)
+    units = torch.tensor(np.where(power > 0, power / len(groups), 1.0), dtype=torch.float32)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, stage.steps)
     rng = np.random.default_rng(0)
     order: list[int] = []
-    for step in range(steps):
-        progress(step / steps)
+    for step in range(stage.steps):
+        progress(step)
         order = order or rng.permutation(len(groups)).tolist()
         constants = block.constants()
-        errors = [_squared(block, constants, examples[place]) for place in groups[order.pop()]]
+        members = [examples[place] for place in groups[order.pop()]]
+        errors = [_squared(block, constants, member.values, member.wanted()) for member in members]
         adam.zero_grad()
-        (sum(errors, torch.zeros(())) / unit).backward()  # type: ignore[no-untyped-call]
+        (torch.stack(errors).sum(0) / units).mean().backward()  # type: ignore[no-untyped-call]
         adam.step()
         schedule.step()
-        if not keep_codes:
+        if stage.position_rate > 0:
             for weight in trained.weights.values():
                 weight.keep_in_range()
     return all(bool(torch.isfinite(parameter).all()) for parameter in (*positions, *shifts))
 
 
-def _squared(block: Block, constants: Mapping[Place, Tensor], example: Example) -> Tensor:
-    return torch.sum((block(example.values, constants) - torch.from_numpy(np.asarray(example.wanted))) ** 2)
+def _squared(
+    block: Block, constants: Mapping[Place, Tensor], values: Values, wanted: Sequence[NDArray[np.float32]]
+) -> Tensor:
+    """Return the squared error of each output."""
+    given = block(values, constants)
+    pairs = zip(given, wanted, strict=True)
+    return torch.stack([torch.sum((y - torch.from_numpy(np.asarray(exact))) ** 2) for y, exact in pairs])
 
 
-def _groups(examples: Sequence[Example]) -> list[list[int]]:
-    """Gather batches into steps of some samples each."""
+def _powers(wanted: Sequence[NDArray[np.float32]]) -> Float:
+    return np.array([np.sum(np.square(exact, dtype=np.float64)) for exact in wanted])
+
+
+def _groups(examples: Sequence[Example]) -> tuple[list[list[int]], Float]:
+    """Gather batches into steps of some samples each, and sum the power of each output over all."""
     groups: list[list[int]] = [[]]
-    samples = 0
+    samples, power = 0, np.zeros(1)
     for place, example in enumerate(examples):
         if samples >= TOGETHER:
             groups.append([])
             samples = 0
+        wanted = example.wanted()
         groups[-1].append(place)
-        samples += len(example.wanted)
-    return groups
+        samples += len(wanted[0])
+        power = power + _powers(wanted)
+    return groups, power

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.converters.layers import Layer, find_layers
-from fgq.reconstruct.blocks import MOST_LAYERS, find_blocks
+from fgq.reconstruct.blocks import MOST_LAYERS, find_blocks, find_spans
 
 RNG = np.random.default_rng(0)
 
@@ -118,3 +118,34 @@ def test_long_stretches_are_no_blocks(make_model):
     )
     assert len(found) == MOST_LAYERS + 2
     assert f"more than {MOST_LAYERS} layers" in warnings[0]
+
+
+def spans(make_model, text, arrays):
+    graph = ir.from_proto(make_model(text, arrays, opset=20)).graph
+    layers = [layer for layer in find_layers(ir.Model(graph, ir_version=10)) if isinstance(layer, Layer)]
+    found = find_spans(graph, find_blocks(graph, layers)[0])
+    return [" ".join(str(end.outputs[0].name) for end in span.ends) for span in found], found
+
+
+def test_blocks_that_follow_one_another_are_joined_with_what_is_between(make_model):
+    text = """(float[3,8] x) => (float y) {
+        a = MatMul(x, w)
+        b = Relu(a)
+        c = Neg(b)
+        d = MatMul(c, w)
+        e = Relu(d)
+        m = Mod<fmod=1>(e, b0)
+        f = MatMul(m, w)
+        g = Relu(f)
+        h = MatMul(g, w)
+        y = Relu(h)
+    }"""
+    ends, found = spans(make_model, text, weights(w=(8, 8), b0=(8,)))
+    assert ends == ["b e", "g y"]
+    assert [node.op_type for node in found[0].nodes] == ["MatMul", "Relu", "Neg", "MatMul", "Relu"]
+    assert all(span.whole and len(span.layers) == 2 for span in found)
+
+
+def test_one_block_is_no_span(make_model):
+    text = "(float[3,8] x) => (float y) { a = MatMul(x, w)\n b = Relu(a)\n y = Mod<fmod=1>(b, c) }"
+    assert spans(make_model, text, weights(w=(8, 8), c=(8,)))[0] == []
