@@ -1,11 +1,16 @@
 """Small ONNX models, and what onnxruntime makes of them."""
 
 import logging
+import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# Workers of pytest-xdist share the processor already; read when numpy and torch are loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import onnx

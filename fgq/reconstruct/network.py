@@ -77,8 +77,8 @@ def reconstruct_network(
     total = len(blocks) * separate + sum(len(span.ends) for span in spans) * together
     done = 0
 
-    def advance(steps: float) -> None:
-        progress(round(done + steps), total)
+    def advance(steps: int, blocks: int = 1) -> None:
+        progress(done + blocks * steps, total)
 
     quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
     for block in blocks:
@@ -91,9 +91,7 @@ def reconstruct_network(
     for span in spans:
         ends = len(span.ends)
         quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
-        if not trainer.train(
-            span, (JOINT,), quantized, exact, lambda steps, ends=ends: advance(ends * steps)
-        ):
+        if not trainer.train(span, (JOINT,), quantized, exact, partial(advance, blocks=ends)):
             found.warnings.append(
                 f"{span.layers[0].name}: training its block and the {ends - 1} that follow together did not "
                 "lower the error on held-out data; they stay as each was left"
@@ -154,7 +152,7 @@ class _Trainer:
         stages: Sequence[Stage],
         quantized: Prefix,
         exact: Prefix,
-        progress: Callable[[float], None],
+        progress: Callable[[int], None],
     ) -> bool:
         """Train a stretch, and tell whether held-out data like one of the results better.
 
@@ -212,7 +210,7 @@ def _train(
     before: _State,
     examples: Sequence[Example],
     stages: Sequence[Stage],
-    progress: Callable[[float], None],
+    progress: Callable[[int], None],
 ) -> _State | None:
     """Train a stretch in stages; None where held-out data like no stage's result better."""
     trained = Trained(
@@ -229,7 +227,7 @@ def _train(
     best, least = None, relative_error(block, before.constants(tasks), held_out)
     done = 0
     for stage in stages:
-        if not train(block, trained, seen, stage, lambda steps, done=done: progress(done + steps)):
+        if not train(block, trained, seen, stage, partial(_later, progress, done)):
             break
         done += stage.steps
         after = _harden(tasks, trained)
@@ -237,6 +235,10 @@ def _train(
         if error < least:
             best, least = after, error
     return best
+
+
+def _later(progress: Callable[[int], None], before: int, steps: int) -> None:
+    progress(before + steps)
 
 
 def _harden(tasks: Sequence[Task], trained: Trained) -> _State:
