@@ -18,6 +18,19 @@ from fgq.scheme import Codes, Granularity, WeightScheme
 _TINY = torch.finfo(torch.float32).tiny
 
 
+def check_trained(scheme: WeightScheme) -> None:
+    """Refuse the schemes that are not trained.
+
+    Raises
+    ------
+    ConfigError
+        If the scheme is neither ternary, tied or INT4 in groups nor INT8 per channel.
+    """
+    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
+    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
+        raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
+
+
 @torch.no_grad()
 def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> Tensor:
     """Return the values that `fgq.quantize.quantize_weight` and `dequantize` give for a weight.
@@ -40,9 +53,7 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
     ConfigError
         If the scheme is one that is not trained.
     """
-    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
-    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
-        raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
+    check_trained(scheme)
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
     matrix = rows.reshape(moved[0], -1, moved[-1]).double()
