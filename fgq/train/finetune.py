@@ -128,7 +128,7 @@ def finetune(
     rows = _calibration_rows(data)
     batches = [batch_of(data, data.train, some, module).inputs for some in rows]
     # An example of two: torch.export takes a 1 for a constant.
-    example = batch_of(data, data.train, (rows[0] * 2)[:2], module).inputs
+    example = batch_of(data, data.train, rows[-1][-1:] * 2, module).inputs
     schemes = _schemes(module, example, plan, start_float, exclude)
     student = prepare(
         module, scheme, example, activations=activations, ranges=ranges, scales=scales, plan=schemes
@@ -159,7 +159,7 @@ def finetune(
             output,
             example,
             input_names=names if len(names) > 1 else ("input",),
-            open_axes=_open_axes(batches),
+            open_axes=_open_axes(data, module),
         )
     return Finetuned(objective.measure, float_score, before, after, left)
 
@@ -225,9 +225,11 @@ def _calibration_rows(data: Data) -> list[list[int]]:
     return [rows[begin : begin + _BATCH] for begin in range(0, count, _BATCH)]
 
 
-def _open_axes(batches: Sequence[tuple[Tensor, ...]]) -> list[set[int]]:
-    """Return for each input the axes whose length differs between batches, and the first."""
+def _open_axes(data: Data, module: nn.Module) -> list[set[int]]:
+    """Return for each input its first axis, and those whose length differs between samples."""
+    count = min(_CALIBRATION, len(data.train))  # type: ignore[arg-type]
+    singles = [batch_of(data, data.train, [row], module).inputs for row in range(count)]
     return [
         {0} | {axis for axis, found in enumerate(zip(*shapes, strict=True)) if len(set(found)) > 1}
-        for shapes in zip(*([tensor.shape for tensor in batch] for batch in batches), strict=True)
+        for shapes in zip(*([tensor.shape for tensor in inputs] for inputs in singles), strict=True)
     ]

@@ -90,12 +90,13 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
     magnitude = groups.abs()
-    ordered = magnitude.contiguous().sort(dim=-1).values
+    # The weights are float32 values: sorting them as such is faster, and the order is the same.
+    ordered = magnitude.float().contiguous().sort(dim=-1).values.double()
     prefix = functional.pad(ordered.flip(-1).cumsum(-1), (1, 0))
     real = _best_scale(prefix)
     row_scale = _bounded(real.amax(-1) / limit)
     best_error, best_row_scale = torch.full_like(row_scale, torch.inf), row_scale
-    for _ in range(ternary._ROUNDS):
+    for _ in range(ternary.ROUNDS):
         alpha, count, covered, error = _choose_ternary(ordered, prefix, real, row_scale, limit)
         total = error.sum(-1)
         best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
@@ -141,9 +142,9 @@ def _fit_levels(groups: Tensor, max_code: int, limit: int) -> tuple[Tensor, Tens
     widest = real.amax(-1) / limit
     best_row_scale = widest
     best_error = torch.full_like(widest, torch.inf)
-    for start in levels._STARTS:
+    for start in levels.STARTS:
         row_scale = _bounded(start * widest)
-        for _ in range(levels._ROUNDS):
+        for _ in range(levels.ROUNDS):
             codes, alpha, total = _choose_levels(groups, real, row_scale, max_code, limit)
             best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
             best_error = torch.minimum(total, best_error)
@@ -169,11 +170,11 @@ def _real_scale(groups: Tensor, max_code: int) -> Tensor:
     """See `fgq.levels.best_scale`."""
     widest = groups.abs().amax(-1) / max_code
     best, best_error = widest, torch.full_like(widest, torch.inf)
-    for clipping in levels._CLIPPING.tolist():
+    for clipping in levels.CLIPPING.tolist():
         scale, error = _refitted(groups, clipping * widest, max_code)
         best = torch.where(error < best_error, scale, best)
         best_error = torch.minimum(error, best_error)
-    for _ in range(levels._ROUNDS):
+    for _ in range(levels.ROUNDS):
         best = _refitted(groups, best, max_code)[0]
     return best
 

@@ -40,13 +40,13 @@ def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def weights(groups: Tensor, scale: Tensor, limit: float) -> Tensor:
-    """Return ``s * clip(round(w / s), -c, c)`` of groups (M, G, N) at scales (M, G); half-way values to even."""
-    return (groups / scale[..., None]).round().clamp(-limit, limit) * scale[..., None]
+    """Return ``s * clip(round(w / s), -c, c)`` of groups (R, N) at scales (R,); half-way values to even."""
+    return (groups / scale[:, None]).round().clamp(-limit, limit) * scale[:, None]
 
 
 def weight_gradients(grad: Tensor, groups: Tensor, scale: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """Return the gradients of weights and scales: see `fgq.train.scales`."""
-    ratio = groups / scale[..., None]
+    ratio = groups / scale[:, None]
     kept = ratio.clamp(-limit, limit)
     beyond = (ratio - kept).sign()  # 0 inside
     passed = torch.where(beyond * grad < 0, 0.0, grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -90,17 +90,9 @@ class QuantizedLayer(nn.Module):
         if not self.learns_scales or not like:
             self.weight.copy_(values)
             if self.learns_scales:
-                self.start_from(quantize_weight(_array(self.weight), scheme, **self.axes))
+                self._take_scales(quantize_weight(_array(values), scheme, **self.axes))
             return
-        rows = torch.from_numpy(np.broadcast_to(tensor.row_scale, (tensor.rows,)).copy())
-        alpha = torch.from_numpy(tensor.planes[0].alpha.astype(np.float32))
-        alpha = alpha.movedim((self.channel_axis, self.group_axis), (0, -1)).flatten(1)
-        if scheme.codes is Codes.INT8:
-            self.row_scale.zero_()
-            alpha = torch.ones(())
-        else:
-            self.row_scale.copy_(rows)
-        self.group_scale.copy_((alpha.clamp_min(1.0) * rows[:, None]).expand_as(self.group_scale))
+        self._take_scales(tensor)
         kept, limit = as_groups(self.weight, scheme, **self.axes), scheme.max_code
         step = self.group_scale[..., None]
         wanted = as_groups(values, scheme, **self.axes)
@@ -116,11 +108,23 @@ class QuantizedLayer(nn.Module):
             If the scheme is one that is not trained.
         """
         check_trained(self.weight_scheme)
-        tensor = self.tensor()
+        tensor = self._quantize()
         rows, groups = as_groups(self.weight, self.weight_scheme, **self.axes).shape[:2]
         self.register_buffer("row_scale", self.weight.new_zeros(rows))
         self.group_scale = nn.Parameter(self.weight.new_zeros(rows, groups))
-        self.start_from(tensor)
+        self._take_scales(tensor)
+
+    @torch.no_grad()
+    def _take_scales(self, tensor: QuantizedTensor) -> None:
+        rows = torch.from_numpy(tensor.row_scale.copy()).to(self.row_scale)
+        if self.weight_scheme.codes is Codes.INT8:
+            self.row_scale.zero_()  # nothing but the one scale of a row counts
+            self.group_scale.copy_(rows[:, None])
+            return
+        alpha = torch.from_numpy(tensor.planes[0].alpha).to(self.row_scale)
+        alpha = alpha.movedim((self.channel_axis, self.group_axis), (0, -1)).flatten(1)
+        self.row_scale.copy_(rows)
+        self.group_scale.copy_(alpha.clamp_min(1.0) * rows[:, None])
 
     def quantized_weight(self) -> Tensor:
         """Return the weight to compute with, its gradient passed straight through to the float weight."""
@@ -129,7 +133,10 @@ class QuantizedLayer(nn.Module):
         if self.learns_scales:
             nearest = self._at_learned_scales()
             return nearest if self.strength == 1.0 else torch.lerp(self.weight, nearest, self.strength)
-        nearest = dequantized(self.weight.detach(), self.weight_scheme, **self.axes)
+        if not self.training:
+            nearest = torch.from_numpy(self.tensor().dequantize()).to(self.weight)
+        else:
+            nearest = dequantized(self.weight.detach(), self.weight_scheme, **self.axes)
         return self.weight + self.strength * (nearest - self.weight).detach()
 
     def _at_learned_scales(self) -> Tensor:
@@ -141,10 +148,33 @@ class QuantizedLayer(nn.Module):
         return from_groups(quantized, self.weight, **self.axes)
 
     def tensor(self) -> QuantizedTensor:
-        """Return the quantized weight as the converter writes it, its row scales bounded by the bias."""
+        """Return the quantized weight as the converter writes it, its row scales bounded by the bias.
+
+        In evaluation it is kept until a parameter or the input's scale changes. Changes that PyTorch does
+        not count (``weight.data``) are seen after the next change of mode.
+        """
+        if self.training:
+            return self._quantize()
+        state = tuple((id(value), value._version) for value in self._depends_on() if value is not None)
+        kept: tuple[Any, QuantizedTensor] | None = self.__dict__.get("_kept")
+        if kept is None or kept[0] != state:
+            kept = self.__dict__["_kept"] = (state, self._quantize())
+        return kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the weight that was kept."""
+        self.__dict__.pop("_kept", None)
+        return super().train(mode)
+
+    def _depends_on(self) -> tuple[Tensor | None, ...]:
+        read = None if self.input_quantizer is None else self.input_quantizer.scale
+        return (self.weight, self.bias, read, self._parameters.get("group_scale"), self._buffers.get("row_scale"))
+
+    def _quantize(self) -> QuantizedTensor:
         least = None
-        if self.bias is not None and self.input_quantizer is not None:
-            least = least_row_scale(_array(self.bias), self.input_quantizer.value().scale, self.products)
+        read = self.input_quantizer
+        if self.bias is not None and read is not None and bool(read.scale.detach() > 0):
+            least = least_row_scale(_array(self.bias), read.value().scale, self.products)
         if self.learns_scales:
             return self._learned_tensor(least)
         return quantize_weight(

@@ -29,15 +29,18 @@ class _Rounding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
-        ctx.save_for_backward(x, scale, zero)
-        ctx.highest = highest
-        return fused.run(fused.activations, x, scale, zero, float(highest))  # type: ignore[no-any-return]
+        # One axis, contiguous: compiled formulas are made anew for every other layout.
+        flat = x.reshape(-1).contiguous()
+        ctx.save_for_backward(flat, scale, zero)
+        ctx.shape, ctx.highest = x.shape, highest
+        return fused.run(fused.activations, flat, scale, zero, float(highest)).reshape(x.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        x, scale, zero = ctx.saved_tensors
-        passed, slope = fused.run(fused.activation_gradients, *grads, x, scale, zero, float(ctx.highest))
-        return passed, slope * (x.numel() * ctx.highest) ** -0.5, None, None
+        flat, scale, zero = ctx.saved_tensors
+        grad = grads[0].reshape(-1)
+        passed, slope = fused.run(fused.activation_gradients, grad, flat, scale, zero, float(ctx.highest))
+        return passed.reshape(ctx.shape), slope * (flat.numel() * ctx.highest) ** -0.5, None, None
 
 
 class ActivationQuantizer(nn.Module):

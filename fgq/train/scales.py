@@ -80,7 +80,10 @@ def whole_scale(scale: Tensor, row_scale: Tensor, limit: int) -> tuple[Tensor, T
     row_scale : torch.Tensor
         (M,).
     """
-    row_scale = torch.maximum(row_scale, scale.amax(-1) / limit).clamp_min(torch.finfo(torch.float32).tiny)
+    widest = scale.amax(-1)
+    # Not the larger of two quotients: rounding would move a row whose widest group is just at the limit.
+    row_scale = torch.where(widest > limit * row_scale, widest / limit, row_scale)
+    row_scale = row_scale.clamp_min(torch.finfo(torch.float32).tiny)
     return (scale / row_scale[:, None]).round().clamp(1, limit), row_scale
 
 
@@ -93,16 +96,20 @@ class LearnedScale(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, groups: Tensor, scale: Tensor, max_code: int) -> Tensor:
         """Quantize."""
-        ctx.save_for_backward(groups, scale)
-        ctx.max_code = max_code
-        return fused.run(fused.weights, groups, scale, float(max_code))  # type: ignore[no-any-return]
+        # One row for each group, contiguous: compiled formulas are made anew for every other layout.
+        flat, one = groups.reshape(-1, groups.shape[-1]).contiguous(), scale.reshape(-1)
+        ctx.save_for_backward(flat, one)
+        ctx.shape, ctx.max_code = groups.shape, max_code
+        return fused.run(fused.weights, flat, one, float(max_code)).reshape(groups.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return the gradients of weights and scales."""
-        groups, scale = ctx.saved_tensors
-        passed, slope = fused.run(fused.weight_gradients, *grads, groups, scale, float(ctx.max_code))
-        return passed, slope * (groups.shape[-1] * ctx.max_code) ** -0.5, None
+        flat, one = ctx.saved_tensors
+        grad = grads[0].reshape(flat.shape).contiguous()
+        passed, slope = fused.run(fused.weight_gradients, grad, flat, one, float(ctx.max_code))
+        rate = (flat.shape[-1] * ctx.max_code) ** -0.5
+        return passed.reshape(ctx.shape), slope.reshape(ctx.shape[:-1]) * rate, None
 
 
 def codes_of(groups: Tensor, scale: Tensor, max_code: int) -> Tensor:
