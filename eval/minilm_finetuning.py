@@ -2,13 +2,13 @@
 
 ::
 
-    fgq finetune -o tuned.onnx --model fgq.eval.minilm_finetuning:network \\
-        --data fgq.eval.minilm_finetuning:texts --objective embeddings --from converted.onnx
+    fgq finetune -o tuned.onnx --objective embeddings --exclude embeddings --from converted.onnx
+        --model fgq.eval.minilm_finetuning:network --data fgq.eval.minilm_finetuning:texts
 
-The texts are docstrings of the packages that are installed beside fgq, which are read and never imported. The
-standard library, of whose docstrings the task of `fgq.eval.docstrings` is made, is left out as a whole, and so
-is every text that shares eight words in a row with a pair of its test (packages carry copies of standard
-modules). They differ between installations, so their number and hash go with every figure::
+The texts are docstrings of the packages that are installed beside fgq, which are read and never imported.
+The standard library, of whose docstrings the task of `fgq.eval.docstrings` is made, is left out as a whole,
+and so is every text that shares eight words in a row with a pair of its test (packages carry copies of
+standard modules). They differ between installations, so their number and hash go with every figure::
 
     python -m fgq.eval.minilm_finetuning
 """
@@ -98,7 +98,7 @@ def collate(rows: Sequence[Tensor]) -> tuple[dict[str, Tensor], None]:
 
 @cache
 def installed_texts() -> tuple[str, ...]:
-    """Return first paragraphs and rests of docstrings, `TEXTS` + `VALIDATION` at most, in the order of hashes.
+    """Return first paragraphs and rests of docstrings, ordered by hash, `TEXTS` + `VALIDATION` at most.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
 
 _ALIKE = 1e-4
-"""Weights agree if they differ by less than this share of their largest: normalization is folded in float32."""
+"""Weights agree if they differ by less than this share of the largest (normalization is folded)."""
 
 
 @torch.no_grad()
@@ -119,8 +119,8 @@ def plan_for(
         name = by_node.get(node, node)
         if name not in layers:
             raise ConfigError(
-                f"plan: {node}: found no layer of this name or its weights, wanted names of the module's layers, "
-                f"as {', '.join(list(layers)[:3])}; or give the float model that was planned"
+                f"plan: {node}: found no layer of this name or its weights, wanted names of the module's "
+                f"layers, as {', '.join(list(layers)[:3])}; or give the float model that was planned"
             )
         schemes[name] = planned.scheme
     return schemes
@@ -145,9 +145,7 @@ def _named(node: ir.Node, bias: ir.Value | None, layers: Mapping[str, QuantizedL
     return None
 
 
-def _by_weights(
-    layers: Mapping[str, QuantizedLayer], float_model: str | os.PathLike[str]
-) -> dict[str, str]:
+def _by_weights(layers: Mapping[str, QuantizedLayer], float_model: str | os.PathLike[str]) -> dict[str, str]:
     """Return the layer of each node whose weights are those of exactly one layer not yet taken."""
     model = onnx_file.load(float_model)
     prepare_graph(model)
@@ -156,7 +154,9 @@ def _by_weights(
         if not isinstance(entry, Layer):
             continue
         for name, layer in layers.items():
-            if name not in owners.values() and alike(entry, layer, layer.weight.detach().float().cpu().numpy()):
+            if name not in owners.values() and alike(
+                entry, layer, layer.weight.detach().float().cpu().numpy()
+            ):
                 owners[entry.name] = name
                 break
     return owners

@@ -74,7 +74,9 @@ def export(
     for name, quantizer in list(plain.named_modules()):
         if isinstance(quantizer, ActivationQuantizer):
             plain.set_submodule(name, _OnnxQuantizer(quantizer.value()))
-    model = ir.serde.deserialize_model(_onnx(plain, example, input_names, output_names, open_axes or [(0,)] * len(example)))
+    model = ir.serde.deserialize_model(
+        _onnx(plain, example, input_names, output_names, open_axes or [(0,)] * len(example))
+    )
     prepare_graph(model)
     written, found = [], set()
     for entry in find_layers(model):
@@ -173,9 +175,11 @@ def _onnx(
 
 
 def _owner(entry: Layer, layers: dict[str, QuantizedLayer]) -> str | None:
-    """Return the layer that a node computes: by the weight's name, or by its values where it has lost that."""
+    """Return the layer that a node computes, by its weight's name or, where that is lost, by its values."""
     weight = str(entry.weight.name)
     named = next((name for name in layers if weight.startswith(f"{name}.weight")), None)
     if named is not None:
         return named
-    return next((name for name, layer in layers.items() if alike(entry, layer, layer.tensor().dequantize())), None)
+    return next(
+        (name for name, layer in layers.items() if alike(entry, layer, layer.tensor().dequantize())), None
+    )

@@ -1,8 +1,8 @@
 """The elementwise formulas of fake quantization and their gradients, which torch.compile makes one pass each.
 
-A step of training runs them over all weights and all quantized activations. Uncompiled they are a dozen passes
-over memory; compiled, one. Compilation takes some seconds a process and needs a C++ compiler, so it is asked for
-(`compiled`).
+A step of training runs them over all weights and all quantized activations. Uncompiled they are a dozen
+passes over memory; compiled, one. Compilation takes some seconds a process and needs a C++ compiler, so it is
+asked for (`compiled`).
 """
 
 from __future__ import annotations

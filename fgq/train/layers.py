@@ -80,9 +80,10 @@ class QuantizedLayer(nn.Module):
     def start_from(self, tensor: QuantizedTensor) -> None:
         """Take the codes and scales of a quantized weight of the layer's own layout.
 
-        Of another scheme the values are taken, to be quantized again. Where scales are learned, weights stay what they are as far as their codes allow (`scales.NEAR`),
+        Where scales are learned, weights stay what they are as far as their codes allow (`scales.NEAR`),
         which leaves the doubtful ones near to the next code. Else weights become the quantized values, to
-        which the same codes and scales are fitted again.
+        which the same codes and scales are fitted again. Of another scheme the values are taken, and
+        quantized again.
         """
         values = torch.from_numpy(tensor.dequantize()).to(self.weight)
         scheme = self.weight_scheme
@@ -168,7 +169,13 @@ class QuantizedLayer(nn.Module):
 
     def _depends_on(self) -> tuple[Tensor | None, ...]:
         read = None if self.input_quantizer is None else self.input_quantizer.scale
-        return (self.weight, self.bias, read, self._parameters.get("group_scale"), self._buffers.get("row_scale"))
+        return (
+            self.weight,
+            self.bias,
+            read,
+            self._parameters.get("group_scale"),
+            self._buffers.get("row_scale"),
+        )
 
     def _quantize(self) -> QuantizedTensor:
         least = None
@@ -177,14 +184,14 @@ class QuantizedLayer(nn.Module):
             least = least_row_scale(_array(self.bias), read.value().scale, self.products)
         if self.learns_scales:
             return self._learned_tensor(least)
-        return quantize_weight(
-            _array(self.weight), self.weight_scheme, **self.axes, least_row_scale=least
-        )
+        return quantize_weight(_array(self.weight), self.weight_scheme, **self.axes, least_row_scale=least)
 
     @torch.no_grad()
     def _learned_tensor(self, least: np.ndarray | None) -> QuantizedTensor:
         scheme = self.weight_scheme
-        row_scale = self.row_scale if least is None else self.row_scale.clamp_min(torch.from_numpy(least).float())
+        row_scale = (
+            self.row_scale if least is None else self.row_scale.clamp_min(torch.from_numpy(least).float())
+        )
         alpha, row_scale = whole_scale(self.group_scale, row_scale, scheme.alpha_limit)
         groups = as_groups(self.weight, scheme, **self.axes)
         codes = codes_of(groups, alpha * row_scale[:, None], scheme.max_code)
@@ -192,7 +199,12 @@ class QuantizedLayer(nn.Module):
         rows = as_rows(_array(moved), self.group_axis, self.channel_axis)
         whole = np.ones((1, 1, 1), np.uint8) if scheme.alpha_limit == 1 else _array(alpha).astype(np.uint8)
         return assemble(
-            rows.astype(np.int8), whole, _array(row_scale), scheme, shape=tuple(self.weight.shape), **self.axes
+            rows.astype(np.int8),
+            whole,
+            _array(row_scale),
+            scheme,
+            shape=tuple(self.weight.shape),
+            **self.axes,
         )
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -84,7 +84,9 @@ class Logits:
         classes = logits.shape[-1]
         bad = labels[(labels < 0) | (labels >= classes)]
         if bad.numel():
-            raise DataError(f"label: found {int(bad[0])}, wanted 0..{classes - 1}, one of the model's classes")
+            raise DataError(
+                f"label: found {int(bad[0])}, wanted 0..{classes - 1}, one of the model's classes"
+            )
         return labels
 
 

@@ -261,7 +261,11 @@ def _length(samples: Samples, what: str) -> int:
 
 
 def _loss(
-    runner: nn.Module, teacher: nn.Module | None, features: Features | None, objective: Objective, batch: Batch
+    runner: nn.Module,
+    teacher: nn.Module | None,
+    features: Features | None,
+    objective: Objective,
+    batch: Batch,
 ) -> Tensor:
     if teacher is None or features is None:
         return objective.loss(runner(*batch.inputs).float(), batch.labels, None)

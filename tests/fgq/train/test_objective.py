@@ -3,7 +3,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_trainer import SHORT, losses, student
+from test_trainer import losses, student
 from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -71,8 +71,8 @@ def cosine():
 
 OPTIONS = (
     "--model test_objective:encoder --data test_objective:texts --objective embeddings --match norm "
-    "--exclude table --learned-scales --learned-ranges --steps 30 --batch 8 --rate 3e-3 --warm-up 2 --group-size 8 "
-    "--json"
+    "--exclude table --learned-scales --learned-ranges --steps 30 --batch 8 --rate 3e-3 --warm-up 2 "
+    "--group-size 8 --json"
 ).split()
 
 
