@@ -39,9 +39,14 @@ def _compiled(formula: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(formula, dynamic=True)
 
 
+def codes(groups: Tensor, scale: Tensor, limit: float) -> Tensor:
+    """Return ``clip(round(w / s), -c, c)`` of groups (R, N) at scales (R,); half-way values to even."""
+    return (groups / scale[:, None]).round().clamp(-limit, limit)
+
+
 def weights(groups: Tensor, scale: Tensor, limit: float) -> Tensor:
-    """Return ``s * clip(round(w / s), -c, c)`` of groups (R, N) at scales (R,); half-way values to even."""
-    return (groups / scale[:, None]).round().clamp(-limit, limit) * scale[:, None]
+    """Return the `codes` times their scales."""
+    return codes(groups, scale, limit) * scale[:, None]
 
 
 def weight_gradients(grad: Tensor, groups: Tensor, scale: Tensor, limit: float) -> tuple[Tensor, Tensor]:
@@ -58,6 +63,12 @@ def weight_gradients(grad: Tensor, groups: Tensor, scale: Tensor, limit: float) 
 def activations(x: Tensor, scale: Tensor, zero: Tensor, highest: float) -> Tensor:
     """Return ``s * (clip(round(x / s + z), 0, highest) - z)``; half-way values to even."""
     return ((x / scale + zero).clamp(0, highest).round() - zero) * scale
+
+
+def activation_gradient(grad: Tensor, x: Tensor, scale: Tensor, zero: Tensor, highest: float) -> Tensor:
+    """Return the gradient of activations: it passes where they are not clipped."""
+    scaled = x / scale + zero
+    return torch.where(scaled == scaled.clamp(0, highest), grad, 0.0)
 
 
 def activation_gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Self, cast
+from typing import Any, Self, TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,17 @@ from torch.nn import functional
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import as_rows, assemble, least_row_scale, quantize_bias, quantize_weight
 from fgq.scheme import Codes, WeightScheme
+from fgq.ternary import bounded_row_scale
 from fgq.train.fit import check_trained, dequantized
 from fgq.train.quantizer import ActivationQuantizer
 from fgq.train.scales import NEAR, LearnedScale, as_groups, codes_of, from_groups, whole_scale
+
+
+class Axes(TypedDict):
+    """The axes of a weight, as functions of weights take them."""
+
+    group_axis: int
+    channel_axis: int
 
 
 class QuantizedLayer(nn.Module):
@@ -42,6 +50,8 @@ class QuantizedLayer(nn.Module):
     bias: Tensor | None
     weight_scheme: WeightScheme
     strength: float
+    group_scale: nn.Parameter
+    row_scale: Tensor
     input_quantizer: ActivationQuantizer | None
     output_quantizer: ActivationQuantizer | None
 
@@ -61,7 +71,7 @@ class QuantizedLayer(nn.Module):
         return self.weight[0].numel()
 
     @property
-    def axes(self) -> dict[str, int]:
+    def axes(self) -> Axes:
         """Both axes by name."""
         return {"group_axis": self.group_axis, "channel_axis": self.channel_axis}
 
@@ -189,9 +199,10 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def _learned_tensor(self, least: np.ndarray | None) -> QuantizedTensor:
         scheme = self.weight_scheme
-        row_scale = (
-            self.row_scale if least is None else self.row_scale.clamp_min(torch.from_numpy(least).float())
-        )
+        row_scale = self.row_scale
+        if least is not None:
+            bound = torch.from_numpy(bounded_row_scale(least, least)).to(row_scale)
+            row_scale = torch.maximum(row_scale, bound)
         alpha, row_scale = whole_scale(self.group_scale, row_scale, scheme.alpha_limit)
         groups = as_groups(self.weight, scheme, **self.axes)
         codes = codes_of(groups, alpha * row_scale[:, None], scheme.max_code)

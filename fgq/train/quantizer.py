@@ -36,9 +36,12 @@ class _Rounding(torch.autograd.Function):
         return fused.run(fused.activations, flat, scale, zero, float(highest)).reshape(x.shape)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         flat, scale, zero = ctx.saved_tensors
         grad = grads[0].reshape(-1)
+        if not ctx.needs_input_grad[1]:
+            passed = fused.run(fused.activation_gradient, grad, flat, scale, zero, float(ctx.highest))
+            return passed.reshape(ctx.shape), None, None, None
         passed, slope = fused.run(fused.activation_gradients, grad, flat, scale, zero, float(ctx.highest))
         return passed.reshape(ctx.shape), slope * (flat.numel() * ctx.highest) ** -0.5, None, None
 

@@ -114,4 +114,5 @@ class LearnedScale(torch.autograd.Function):
 
 def codes_of(groups: Tensor, scale: Tensor, max_code: int) -> Tensor:
     """Return the codes of groups (M, G, N) at scales (M, G), as floats; half-way values to even."""
-    return (groups / scale[..., None]).round_().clamp_(-max_code, max_code)
+    flat = groups.reshape(-1, groups.shape[-1])
+    return fused.codes(flat, scale.reshape(-1), float(max_code)).reshape(groups.shape)

@@ -5,9 +5,9 @@ from torch import nn
 
 from fgq.errors import ConfigError
 from fgq.qtensor import QuantizedTensor
-from fgq.quantize import quantize_weight
+from fgq.quantize import BIAS_LIMIT, least_row_scale, quantize_bias, quantize_weight
 from fgq.scheme import Codes, WeightScheme
-from fgq.train import fused, prepare, quantized_layers
+from fgq.train import calibrate, fused, prepare, quantized_layers
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 from fgq.train.scales import NEAR, LearnedScale, as_groups, from_groups, whole_scale
 
@@ -136,6 +136,8 @@ def test_the_gradients_of_activations_are_those_of_the_surrogate():
     found = fused.activation_gradients(upstream, x.detach(), s.detach(), zero, float(highest))
     torch.testing.assert_close(found[0], wanted[0])
     torch.testing.assert_close(found[1], wanted[1])
+    alone = fused.activation_gradient(upstream, x.detach(), s.detach(), zero, float(highest))
+    assert torch.equal(alone, found[0])
 
 
 def test_a_quantizer_that_was_set_is_not_moved_by_batches():
@@ -163,3 +165,18 @@ def test_a_weight_is_quantized_once_in_evaluation_until_it_changes(monkeypatch):
     assert second.row_scale[0] == pytest.approx(2 * first.row_scale[0])
     learned.weight.data = learned.weight.data * -1  # which PyTorch does not count
     np.testing.assert_array_equal(learned.train().eval().tensor().int8(), -second.int8())
+
+
+def test_the_row_scale_of_learned_scales_leaves_room_for_the_bias():
+    module = prepare(nn.Sequential(linear(16, 4)), WeightScheme(group_size=16), (torch.zeros(2, 16),),
+                     first_last_int8=False, scales="learned").eval()  # fmt: skip
+    calibrate(module, [(torch.rand(8, 16),)])
+    learned = quantized_layers(module)["0"]
+    with torch.no_grad():
+        learned.bias[1] = 3e6
+    scale = learned.input_quantizer.value().scale
+    bound = least_row_scale(learned.bias.detach().numpy(), scale, 16)
+    tensor = learned.tensor()
+    assert tensor.row_scale[1] >= bound[1] > learned.row_scale[1]
+    whole = quantize_bias(learned.bias.detach().numpy(), scale, tensor.row_scale)
+    assert abs(int(whole[1])) <= BIAS_LIMIT
