@@ -1,5 +1,8 @@
+import json
+
 import networks
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -158,6 +161,7 @@ def test_objectives_that_lack_something_say_so():
         score(networks.network(), Data(data.train, networks.Blobs(classes=7)), Logits(0.0, 1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what the compiler itself imports is deprecated
 def test_compiled_formulas_give_the_losses_of_plain_ones(tmp_path):
     for name, compiles in (("plain", False), ("compiled", True)):
@@ -195,11 +199,6 @@ def test_the_layers_of_a_conversion_and_of_a_plan_are_found_by_the_float_weights
     (tmp_path / "converted.onnx").write_bytes(model.SerializeToString())
     example = tuple(torch.from_numpy(value) for value in feed.values())
     module = prepare(encoder(), WeightScheme(group_size=8), example, scales="learned", plan={"table": None})
-    wanted = {name: layer.tensor() for name, layer in quantized_layers(module).items()}
-    found = load_converted(module, tmp_path / "converted.onnx", path)
-    assert sorted(found) == ["mix", "out"]
-    np.testing.assert_array_equal(quantized_layers(module)["mix"].tensor().int8(), wanted["mix"].int8())
-
     names = [layer.name for layer in report.layers if layer.operator == "MatMul"]
     entries = {names[0]: {"codes": "int4", "group_size": 8}, names[1]: {"codes": "float"}}
     plan = plan_of({"format": "fgq plan 1", "layers": entries})
@@ -208,6 +207,11 @@ def test_the_layers_of_a_conversion_and_of_a_plan_are_found_by_the_float_weights
     assert schemes["mix"] == WeightScheme(codes=Codes.INT4, group_size=8)
     with pytest.raises(ConfigError, match="found no layer of this name or its weights"):
         plan_for(module, plan)
+
+    wanted = {name: layer.tensor() for name, layer in quantized_layers(module).items()}
+    found = load_converted(module, tmp_path / "converted.onnx", path)
+    assert sorted(found) == ["mix", "out"]
+    np.testing.assert_array_equal(quantized_layers(module)["mix"].tensor().int8(), wanted["mix"].int8())
 
 
 def test_weights_that_have_lost_their_names_are_written_all_the_same(tmp_path):
@@ -218,3 +222,26 @@ def test_weights_that_have_lost_their_names_are_written_all_the_same(tmp_path):
     module = prepare(encoder(), WeightScheme(group_size=8), inputs, plan={"table": None})
     calibrate(module, [inputs])
     assert export(module.eval(), tmp_path / "m.onnx", inputs, input_names=["ids", "mask"]) == []
+
+
+def test_the_command_takes_a_plan_and_refuses_data_that_yield_nothing(tmp_path):
+    schemes = {"stem": "float", "left": "tied", "right": "ternary", "deep": "int8", "mix": "int4",
+               "hidden": "ternary", "head": "int8"}  # fmt: skip
+    sized = ("tied", "ternary", "int4")
+    layers = {k: {"codes": v} | ({"group_size": 8} if v in sized else {}) for k, v in schemes.items()}
+    (tmp_path / "plan.json").write_text(json.dumps({"format": "fgq plan 1", "layers": layers}))
+    options = ["-o", str(tmp_path / "m.onnx"), "--folder", str(tmp_path / "run"), "--steps", "1",
+               "--batch", "8", "--model", "networks:network"]  # fmt: skip
+    plan = ["--plan", str(tmp_path / "plan.json")]
+    result = CliRunner().invoke(app, ["finetune", *options, *plan, "--data", "networks:data"])
+    assert result.exit_code == 0, result.output
+    nodes = {node.name or node.op_type: node for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    unpacked = [name for name in nodes if nodes[name].op_type == "Unpack"]
+    assert len(unpacked) == 4  # neither the 8-bit layers nor the float one
+    result = CliRunner().invoke(app, ["finetune", *options, "--data", "test_objective:nothing"])
+    assert "training data: found no samples" in str(result.exception)
+
+
+def nothing():
+    data = networks.data()
+    return Data(torch.utils.data.Subset(data.train, []), data.validation)
