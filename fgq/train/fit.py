@@ -56,8 +56,9 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
     check_trained(scheme)
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
-    matrix = rows.reshape(moved[0], -1, moved[-1]).double()
+    matrix = rows.reshape(moved[0], -1, moved[-1])
     if scheme.codes is Codes.INT8:
+        matrix = matrix.double()
         scale = _bounded(matrix.abs().amax(dim=(1, 2)) / scheme.max_code)
         divisor = torch.where(scale > 0, scale, 1.0)[:, None, None]
         w8 = (matrix / divisor).round().clamp(-scheme.max_code, scheme.max_code)
@@ -75,7 +76,7 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
 def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:
     if scheme.codes is Codes.TERNARY:
         return _fit_ternary(groups, scheme.alpha_limit)
-    return _fit_levels(groups, scheme.max_code, scheme.alpha_limit)
+    return _fit_levels(groups.double(), scheme.max_code, scheme.alpha_limit)
 
 
 def _bounded(scale: Tensor) -> Tensor:
@@ -88,10 +89,12 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
+    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,).
+
+    Groups and codes are float32, which sorts and compares them exactly and faster.
+    """
     magnitude = groups.abs()
-    # The weights are float32 values: sorting them as such is faster, and the order is the same.
-    ordered = magnitude.float().contiguous().sort(dim=-1).values.double()
+    ordered = magnitude.contiguous().sort(dim=-1).values.double()
     prefix = functional.pad(ordered.flip(-1).cumsum(-1), (1, 0))
     real = _best_scale(prefix)
     row_scale = _bounded(real.amax(-1) / limit)
@@ -103,9 +106,16 @@ def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
         best_error = torch.minimum(total, best_error)
         row_scale = _bounded(_divided((alpha * covered).sum(-1), (alpha**2 * count).sum(-1)))
     alpha = _choose_ternary(ordered, prefix, real, best_row_scale, limit)[0]
-    level = (alpha * best_row_scale[:, None])[..., None]
-    codes = groups.sign() * ((magnitude >= level / 2) & (level > 0))
-    return codes, alpha, best_row_scale
+    level = alpha * best_row_scale[:, None]
+    threshold = _rounded_up(torch.where(level > 0, level / 2, torch.inf))
+    codes = groups.sign() * (magnitude >= threshold[..., None])
+    return codes, alpha.float(), best_row_scale
+
+
+def _rounded_up(values: Tensor) -> Tensor:
+    """Return the least float32 values that are not below float64 ones."""
+    rounded = values.float()
+    return torch.where(rounded < values, rounded.nextafter(torch.full_like(rounded, torch.inf)), rounded)
 
 
 def _best_scale(prefix: Tensor) -> Tensor:

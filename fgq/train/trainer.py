@@ -227,10 +227,11 @@ def score(
         If there are no samples, or they lack what the objective needs.
     """
     count = _length(data.validation, "validation data")
+    device = next(module.parameters()).device
     total = 0.0
     for start in range(0, count, batch):
         rows = range(start, min(count, start + batch))
-        inputs, labels = batch_of(data, data.validation, rows, module)
+        inputs, labels = batch_of(data, data.validation, rows, module).to(device)
         wanted = None if teacher is None else teacher(*inputs)
         total += float(objective.scores(module(*inputs), labels, wanted).sum())
     return total / count
