@@ -44,6 +44,9 @@ def finetune(
         list[str] | None,
         typer.Option(metavar="NAME", help="Layers, with *, to give the float ones' results. Repeatable."),
     ] = None,
+    match_weight: Annotated[
+        float, typer.Option(metavar="WEIGHT", help="Of these layers' distance in the loss.")
+    ] = 1.0,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="CONVERTED", help="Start from the codes of a conversion.")
     ] = None,
@@ -103,6 +106,7 @@ def finetune(
         seed=seed,
         bfloat16=bfloat16,
         match=tuple(match or ()),
+        match_weight=match_weight,
         compile=compile_,
     )
     with tuning.processes() as reports, display.progress_bar() as advance:

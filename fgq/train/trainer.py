@@ -64,7 +64,8 @@ class Schedule:
         Whether to compute under bfloat16 autocast, the teacher too.
     match : tuple of str
         Modules, by names with ``*``, whose results shall be the teacher's: their mean relative squared
-        distance (`fgq.train.objective.Features`) is added to the loss.
+        distance (`fgq.train.objective.Features`) is added to the loss, times `match_weight`.
+    match_weight : float
     compile : bool
         Whether to compile what quantization does to single values (`fgq.train.fused`).
 
@@ -87,13 +88,14 @@ class Schedule:
     checkpoint_every: int = 100
     bfloat16: bool = False
     match: tuple[str, ...] = ()
+    match_weight: float = 1.0
     compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, wanted at least 1")
-        for name in ("warm_up", "gradual", "weight_decay"):
+        for name in ("warm_up", "gradual", "weight_decay", "match_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, wanted at least 0")
         for name in ("rate", "temperature"):
@@ -194,7 +196,8 @@ def train(
             rows = rows_of_step(count, schedule.batch, schedule.seed, step, data.lengths)[rank::world]
             batch = batch_of(data, data.train, rows, student).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-                loss = _loss(runner, teacher, features, objective, batch)
+                loss, distance = _losses(runner, teacher, features, objective, batch)
+                loss = loss + schedule.match_weight * distance
             if not math.isfinite(loss.item()):
                 raise TrainingError(_diverged(student, batch.inputs, step, checkpoint))
             optimizer.zero_grad()
@@ -261,21 +264,22 @@ def _length(samples: Samples, what: str) -> int:
     return count
 
 
-def _loss(
+def _losses(
     runner: nn.Module,
     teacher: nn.Module | None,
     features: Features | None,
     objective: Objective,
     batch: Batch,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | float]:
+    """Return the objective's loss, and the distance of the features."""
     if teacher is None or features is None:
-        return objective.loss(runner(*batch.inputs).float(), batch.labels, None)
+        return objective.loss(runner(*batch.inputs).float(), batch.labels, None), 0.0
     with features.watched():
         with torch.no_grad():
             wanted = teacher(*batch.inputs).float()
         found = runner(*batch.inputs).float()
-    loss = objective.loss(found, batch.labels, wanted)
-    return loss + features.distance() if features.names else loss
+    distance = features.distance() if features.names else 0.0
+    return objective.loss(found, batch.labels, wanted), distance
 
 
 def _diverged(student: nn.Module, inputs: tuple[Tensor, ...], step: int, checkpoint: Path) -> str:
