@@ -90,11 +90,21 @@ def _library_sources(library: Path) -> Iterator[Path]:
 
 def _split_docstrings(source: Path) -> Iterator[tuple[str, str]]:
     """Yield first paragraph and rest of the docstrings of one file that are long enough."""
-    for node in ast.walk(ast.parse(source.read_bytes())):
+    for query, document in paragraphs(source.read_bytes()):
+        if len(query) in QUERY_CHARACTERS and len(document) in DOCUMENT_CHARACTERS:
+            yield query, document
+
+
+def paragraphs(source: bytes) -> Iterator[tuple[str, str]]:
+    """Yield first paragraph and rest, cut to the longest document, of all docstrings of Python source.
+
+    Raises
+    ------
+    SyntaxError, ValueError
+        If it is not Python source.
+    """
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         first, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
-        query = " ".join(first.split())
-        document = " ".join(rest.split())[: DOCUMENT_CHARACTERS[-1]]
-        if len(query) in QUERY_CHARACTERS and len(document) in DOCUMENT_CHARACTERS:
-            yield query, document
+        yield " ".join(first.split()), " ".join(rest.split())[: DOCUMENT_CHARACTERS[-1]]

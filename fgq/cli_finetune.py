@@ -28,8 +28,30 @@ def finetune(
     learned_ranges: Annotated[
         bool, typer.Option("--learned-ranges", help="Learn the scales of activations.")
     ] = False,
+    learned_scales: Annotated[
+        bool, typer.Option("--learned-scales", help="Learn the scales of weights.")
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Layers' schemes, as of convert --save-plan.")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Layers to leave float, by their names.")
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(metavar="NAME", help="logits, embeddings, or MODULE:FUNCTION that gives one.")
+    ] = "logits",
+    match: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Layers, with *, to give the float ones' results. Repeatable."),
+    ] = None,
+    match_weight: Annotated[
+        float, typer.Option(metavar="WEIGHT", help="Of these layers' distance in the loss.")
+    ] = 1.0,
     start: Annotated[
         Path | None, typer.Option("--from", metavar="CONVERTED", help="Start from the codes of a conversion.")
+    ] = None,
+    start_float: Annotated[
+        Path | None, typer.Option("--from-float", metavar="MODEL", help="The model that was converted.")
     ] = None,
     steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 1000,
     batch: Annotated[int, typer.Option(metavar="COUNT", help="Samples a step, over all processes.")] = 128,
@@ -42,6 +64,9 @@ def finetune(
     gradual: Annotated[int, typer.Option(metavar="STEPS", help="From float to quantized weights.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the order of the data.")] = 0,
     bfloat16: Annotated[bool, typer.Option("--bfloat16", help="Train under bfloat16 autocast.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the quantizers; needs a C++ compiler.")
+    ] = False,
     folder: Annotated[Path, typer.Option(metavar="FOLDER", help="Gets checkpoints and metrics.csv.")] = Path(
         "runs/finetune"
     ),
@@ -59,10 +84,12 @@ def finetune(
     """
     from fgq import display
     from fgq.eval.torch_export import require
+    from fgq.plan.document import read_plan
 
     require("torch", "train")
     from fgq.train import finetune as tuning
     from fgq.train.quantizer import Ranges
+    from fgq.train.scales import Scales
     from fgq.train.trainer import Schedule
 
     if activations in (Activations.INT8_DYNAMIC, Activations.INT8_DYNAMIC_TOKEN):
@@ -78,6 +105,9 @@ def finetune(
         gradual=gradual,
         seed=seed,
         bfloat16=bfloat16,
+        match=tuple(match or ()),
+        match_weight=match_weight,
+        compile=compile_,
     )
     with tuning.processes() as reports, display.progress_bar() as advance:
         result = tuning.finetune(
@@ -87,9 +117,14 @@ def finetune(
             scheme=config.weight_scheme,
             activations=config.activation_scheme,
             ranges=Ranges.LEARNED if learned_ranges else Ranges.STATISTICAL,
+            scales=Scales.LEARNED if learned_scales else Scales.REFITTED,
+            plan=None if plan is None else read_plan(plan),
+            exclude=exclude,
+            objective=tuning.objective_of(objective, schedule),
             schedule=schedule,
             folder=folder,
             start=start,
+            start_float=start_float,
             resume=resume,
             tensorboard=tensorboard,
             progress=advance if reports else None,
@@ -100,11 +135,11 @@ def finetune(
         display.print_json({"output": str(output)} | result._asdict())
         return
     rows = [
-        ["float", f"{result.float_accuracy:.4f}"],
-        ["quantized", f"{result.start_accuracy:.4f}"],
-        ["fine-tuned", f"{result.accuracy:.4f}"],
+        ["float", f"{result.float_score:.4f}"],
+        ["quantized", f"{result.start_score:.4f}"],
+        ["fine-tuned", f"{result.score:.4f}"],
     ]
-    display.out.print(display.simple_table(["network", "top-1"], rows, right=1))
+    display.out.print(display.simple_table(["network", result.measure], rows, right=1))
     for name in result.left_float:
         display.print_line(f"{name}: computed in float, as its operator is not converted")
     display.print_line(f"wrote {output}")

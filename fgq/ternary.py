@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
-_ROUNDS = 3
+ROUNDS = 3
 """Rounds of joint refinement in `fit_rows`.
 
 Seventeen more lower the error of Gaussian and Laplace rows of 4096 weights by at most 2e-5 of itself
@@ -100,7 +100,7 @@ def fit_rows(
     row_scale = bounded_row_scale(real.max(axis=-1, initial=0.0) / alpha_limit, least_row_scale)
     best_error = np.full(row_scale.shape, np.inf)
     best_row_scale = row_scale
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         alpha, count, error = _choose_alpha(magnitude, prefix, real, row_scale, alpha_limit)
         error_of_row = error.sum(-1)
         best_row_scale = np.where(error_of_row < best_error, row_scale, best_row_scale)

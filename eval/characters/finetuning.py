@@ -17,7 +17,7 @@ from fgq.eval.characters.network import CharacterNet
 from fgq.eval.characters.render import SEEDS, GlyphAtlas, chunk
 from fgq.train.trainer import Data
 
-CHUNKS = 16
+CHUNKS = 64
 """Chunks of freshly rendered training images."""
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
@@ -24,6 +22,7 @@ from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ModelError
 from fgq.qtensor import QuantizedTensor
 from fgq.scheme import Quantizer
+from fgq.train.conversion import alike, laid_out
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
 from fgq.train.quantizer import ActivationQuantizer
@@ -39,6 +38,7 @@ def export(
     form: Form = Form.PACKED,
     input_names: Sequence[str] = ("input",),
     output_names: Sequence[str] = ("output",),
+    open_axes: Sequence[Iterable[int]] | None = None,
 ) -> list[str]:
     """Write a prepared module as a converted model, whole or not at all.
 
@@ -49,9 +49,11 @@ def export(
     path : path-like
         The .onnx file.
     example : tuple of torch.Tensor
-        Inputs, at least two samples; the first axis of each is left open.
+        Inputs, at least two samples.
     form : Form
     input_names, output_names : sequence of str
+    open_axes : sequence of iterable of int, optional
+        For each input the axes whose length the file leaves open; otherwise the first.
 
     Returns
     -------
@@ -72,16 +74,19 @@ def export(
     for name, quantizer in list(plain.named_modules()):
         if isinstance(quantizer, ActivationQuantizer):
             plain.set_submodule(name, _OnnxQuantizer(quantizer.value()))
-    model = ir.serde.deserialize_model(_onnx(plain, example, input_names, output_names))
+    model = ir.serde.deserialize_model(
+        _onnx(plain, example, input_names, output_names, open_axes or [(0,)] * len(example))
+    )
     prepare_graph(model)
     written, found = [], set()
     for entry in find_layers(model):
-        owner = _owner(entry, layers) if isinstance(entry, Layer) else None
+        left = {name: layer for name, layer in layers.items() if name not in found}
+        owner = _owner(entry, left) if isinstance(entry, Layer) else None
         if not isinstance(entry, Layer) or owner is None:
             continue
         quantizer = layers[owner].input_quantizer
         scale = None if quantizer is None else quantizer.value().scale
-        tensor = _laid_out(layers[owner].tensor(), entry)
+        tensor = laid_out(layers[owner].tensor(), entry.group_axis, entry.channel_axis)
         written.append(quantized_graph.QuantizedLayer(entry, tensor, scale))
         found.add(owner)
     quantized_graph.write_weights(model, written, form, {})
@@ -120,7 +125,7 @@ class _OnnxQuantizer(nn.Module):
 
 def _check_ranges(module: nn.Module) -> None:
     for name, quantizer in module.named_modules():
-        if isinstance(quantizer, ActivationQuantizer) and not float(quantizer.scale) > 0:
+        if isinstance(quantizer, ActivationQuantizer) and not float(quantizer.scale.detach()) > 0:
             raise ModelError(f"{name}: found no range, wanted a calibrated or trained module; call calibrate")
 
 
@@ -128,7 +133,8 @@ def _float_layer(layer: QuantizedLayer, tensor: QuantizedTensor) -> nn.Module:
     """Return the float layer of a twin, with the quantized values for weights."""
     plain = copy.copy(layer)
     plain.__dict__ = {k: v for k, v in layer.__dict__.items() if not k.endswith("put_quantizer")}
-    plain.__dict__["_parameters"] = dict(layer._parameters)
+    plain.__dict__["_parameters"] = {k: v for k, v in layer._parameters.items() if k != "group_scale"}
+    plain.__dict__["_buffers"] = {k: v for k, v in layer._buffers.items() if k != "row_scale"}
     plain.__class__ = _float_type(layer)  # type: ignore[assignment]
     plain.weight = nn.Parameter(torch.from_numpy(tensor.dequantize()))
     return plain
@@ -139,9 +145,12 @@ def _float_type(layer: QuantizedLayer) -> type[nn.Module]:
 
 
 def _onnx(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: Sequence[str], outputs: Sequence[str]
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    open_axes: Sequence[Iterable[int]],
 ) -> onnx.ModelProto:
-    batch = torch.export.Dim("batch", min=1)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -150,7 +159,9 @@ def _onnx(
                 example,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                dynamic_shapes=tuple({0: batch} for _ in example),
+                dynamic_shapes=tuple(
+                    {axis: f"axis_{axis}" if axis else "batch" for axis in axes} for axes in open_axes
+                ),
                 opset_version=OPSET,
                 dynamo=True,
                 optimize=False,
@@ -164,16 +175,11 @@ def _onnx(
 
 
 def _owner(entry: Layer, layers: dict[str, QuantizedLayer]) -> str | None:
-    name = str(entry.weight.name)
-    return next((owner for owner in layers if name.startswith(f"{owner}.weight")), None)
-
-
-def _laid_out(tensor: QuantizedTensor, entry: Layer) -> QuantizedTensor:
-    """Return a weight in the layout of its node: a MatMul holds a Linear's weight transposed."""
-    if (tensor.group_axis, tensor.channel_axis) == (entry.group_axis, entry.channel_axis):
-        return tensor
-    planes = tuple(
-        replace(p, codes=np.ascontiguousarray(p.codes.T), alpha=np.ascontiguousarray(p.alpha.T))
-        for p in tensor.planes
+    """Return the layer that a node computes, by its weight's name or, where that is lost, by its values."""
+    weight = str(entry.weight.name)
+    named = next((name for name in layers if weight.startswith(f"{name}.weight")), None)
+    if named is not None:
+        return named
+    return next(
+        (name for name, layer in layers.items() if alike(entry, layer, layer.tensor().dequantize())), None
     )
-    return replace(tensor, planes=planes, group_axis=entry.group_axis, channel_axis=entry.channel_axis)

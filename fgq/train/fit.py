@@ -18,6 +18,19 @@ from fgq.scheme import Codes, Granularity, WeightScheme
 _TINY = torch.finfo(torch.float32).tiny
 
 
+def check_trained(scheme: WeightScheme) -> None:
+    """Refuse the schemes that are not trained.
+
+    Raises
+    ------
+    ConfigError
+        If the scheme is neither ternary, tied or INT4 in groups nor INT8 per channel.
+    """
+    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
+    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
+        raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
+
+
 @torch.no_grad()
 def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> Tensor:
     """Return the values that `fgq.quantize.quantize_weight` and `dequantize` give for a weight.
@@ -40,13 +53,12 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
     ConfigError
         If the scheme is one that is not trained.
     """
-    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
-    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
-        raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
+    check_trained(scheme)
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
-    matrix = rows.reshape(moved[0], -1, moved[-1]).double()
+    matrix = rows.reshape(moved[0], -1, moved[-1])
     if scheme.codes is Codes.INT8:
+        matrix = matrix.double()
         scale = _bounded(matrix.abs().amax(dim=(1, 2)) / scheme.max_code)
         divisor = torch.where(scale > 0, scale, 1.0)[:, None, None]
         w8 = (matrix / divisor).round().clamp(-scheme.max_code, scheme.max_code)
@@ -64,7 +76,7 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
 def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:
     if scheme.codes is Codes.TERNARY:
         return _fit_ternary(groups, scheme.alpha_limit)
-    return _fit_levels(groups, scheme.max_code, scheme.alpha_limit)
+    return _fit_levels(groups.double(), scheme.max_code, scheme.alpha_limit)
 
 
 def _bounded(scale: Tensor) -> Tensor:
@@ -77,23 +89,33 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
+    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,).
+
+    Groups and codes are float32, which sorts and compares them exactly and faster.
+    """
     magnitude = groups.abs()
-    ordered = magnitude.contiguous().sort(dim=-1).values
+    ordered = magnitude.contiguous().sort(dim=-1).values.double()
     prefix = functional.pad(ordered.flip(-1).cumsum(-1), (1, 0))
     real = _best_scale(prefix)
     row_scale = _bounded(real.amax(-1) / limit)
     best_error, best_row_scale = torch.full_like(row_scale, torch.inf), row_scale
-    for _ in range(ternary._ROUNDS):
+    for _ in range(ternary.ROUNDS):
         alpha, count, covered, error = _choose_ternary(ordered, prefix, real, row_scale, limit)
         total = error.sum(-1)
         best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
         best_error = torch.minimum(total, best_error)
         row_scale = _bounded(_divided((alpha * covered).sum(-1), (alpha**2 * count).sum(-1)))
     alpha = _choose_ternary(ordered, prefix, real, best_row_scale, limit)[0]
-    level = (alpha * best_row_scale[:, None])[..., None]
-    codes = groups.sign() * ((magnitude >= level / 2) & (level > 0))
-    return codes, alpha, best_row_scale
+    level = alpha * best_row_scale[:, None]
+    threshold = _rounded_up(torch.where(level > 0, level / 2, torch.inf))
+    codes = groups.sign() * (magnitude >= threshold[..., None])
+    return codes, alpha.float(), best_row_scale
+
+
+def _rounded_up(values: Tensor) -> Tensor:
+    """Return the least float32 values that are not below float64 ones."""
+    rounded = values.float()
+    return torch.where(rounded < values, rounded.nextafter(torch.full_like(rounded, torch.inf)), rounded)
 
 
 def _best_scale(prefix: Tensor) -> Tensor:
@@ -130,9 +152,9 @@ def _fit_levels(groups: Tensor, max_code: int, limit: int) -> tuple[Tensor, Tens
     widest = real.amax(-1) / limit
     best_row_scale = widest
     best_error = torch.full_like(widest, torch.inf)
-    for start in levels._STARTS:
+    for start in levels.STARTS:
         row_scale = _bounded(start * widest)
-        for _ in range(levels._ROUNDS):
+        for _ in range(levels.ROUNDS):
             codes, alpha, total = _choose_levels(groups, real, row_scale, max_code, limit)
             best_row_scale = torch.where(total < best_error, row_scale, best_row_scale)
             best_error = torch.minimum(total, best_error)
@@ -158,11 +180,11 @@ def _real_scale(groups: Tensor, max_code: int) -> Tensor:
     """See `fgq.levels.best_scale`."""
     widest = groups.abs().amax(-1) / max_code
     best, best_error = widest, torch.full_like(widest, torch.inf)
-    for clipping in levels._CLIPPING.tolist():
+    for clipping in levels.CLIPPING.tolist():
         scale, error = _refitted(groups, clipping * widest, max_code)
         best = torch.where(error < best_error, scale, best)
         best_error = torch.minimum(error, best_error)
-    for _ in range(levels._ROUNDS):
+    for _ in range(levels.ROUNDS):
         best = _refitted(groups, best, max_code)[0]
     return best
 

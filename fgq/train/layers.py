@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any, Self, TypedDict, cast
 
 import numpy as np
 import torch
@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fgq.qtensor import QuantizedTensor
-from fgq.quantize import least_row_scale, quantize_bias, quantize_weight
-from fgq.scheme import WeightScheme
-from fgq.train.fit import dequantized
+from fgq.quantize import as_rows, assemble, least_row_scale, quantize_bias, quantize_weight
+from fgq.scheme import Codes, WeightScheme
+from fgq.ternary import bounded_row_scale
+from fgq.train.fit import check_trained, dequantized
 from fgq.train.quantizer import ActivationQuantizer
+from fgq.train.scales import NEAR, LearnedScale, as_groups, codes_of, from_groups, whole_scale
+
+
+class Axes(TypedDict):
+    """The axes of a weight, as functions of weights take them."""
+
+    group_axis: int
+    channel_axis: int
 
 
 class QuantizedLayer(nn.Module):
@@ -31,12 +40,18 @@ class QuantizedLayer(nn.Module):
     strength : float
         0 for float weights, 1 for quantized ones; between them the weight is interpolated (gradual
         quantization).
+    group_scale : torch.nn.Parameter
+        float32 (M, G), the scales of the groups of each row, where they are learned (`fgq.train.scales`).
+    row_scale : torch.Tensor
+        float32 (M,), beside learned scales: the row scales that they started with.
     """
 
     weight: Tensor
     bias: Tensor | None
     weight_scheme: WeightScheme
     strength: float
+    group_scale: nn.Parameter
+    row_scale: Tensor
     input_quantizer: ActivationQuantizer | None
     output_quantizer: ActivationQuantizer | None
 
@@ -55,29 +70,152 @@ class QuantizedLayer(nn.Module):
         """K, the number of products that one output adds up."""
         return self.weight[0].numel()
 
+    @property
+    def axes(self) -> Axes:
+        """Both axes by name."""
+        return {"group_axis": self.group_axis, "channel_axis": self.channel_axis}
+
+    @property
+    def _groups(self) -> int:
+        """The number of groups along the group axis."""
+        length = self.weight.shape[self.group_axis]
+        return -(-length // self.weight_scheme.group_length(length))
+
+    @property
+    def learns_scales(self) -> bool:
+        """Whether the scales of the weights are parameters."""
+        return "group_scale" in self._parameters
+
+    @torch.no_grad()
+    def start_from(self, tensor: QuantizedTensor) -> None:
+        """Take the codes and scales of a quantized weight of the layer's own layout.
+
+        Where scales are learned, weights stay what they are as far as their codes allow (`scales.NEAR`),
+        which leaves the doubtful ones near to the next code. Else weights become the quantized values, to
+        which the same codes and scales are fitted again. Of another scheme the values are taken, and
+        quantized again.
+        """
+        values = torch.from_numpy(tensor.dequantize()).to(self.weight)
+        scheme = self.weight_scheme
+        like = (tensor.scheme.codes, tensor.groups) == (scheme.codes, self._groups)
+        if not self.learns_scales or not like:
+            self.weight.copy_(values)
+            if self.learns_scales:
+                self._take_scales(quantize_weight(_array(values), scheme, **self.axes))
+            return
+        self._take_scales(tensor)
+        kept, limit = as_groups(self.weight, scheme, **self.axes), scheme.max_code
+        step = self.group_scale[..., None]
+        wanted = as_groups(values, scheme, **self.axes)
+        near = kept.clamp(wanted - NEAR * step, wanted + NEAR * step).clamp(-limit * step, limit * step)
+        self.weight.copy_(from_groups(near, self.weight, **self.axes))
+
+    def learn_scales(self) -> None:
+        """Make the group scales parameters, starting with those that fit the weights best.
+
+        Raises
+        ------
+        ConfigError
+            If the scheme is one that is not trained.
+        """
+        check_trained(self.weight_scheme)
+        tensor = self._quantize()
+        rows, groups = as_groups(self.weight, self.weight_scheme, **self.axes).shape[:2]
+        self.register_buffer("row_scale", self.weight.new_zeros(rows))
+        self.group_scale = nn.Parameter(self.weight.new_zeros(rows, groups))
+        self._take_scales(tensor)
+
+    @torch.no_grad()
+    def _take_scales(self, tensor: QuantizedTensor) -> None:
+        rows = torch.from_numpy(tensor.row_scale.copy()).to(self.row_scale)
+        if self.weight_scheme.codes is Codes.INT8:
+            self.row_scale.zero_()  # nothing but the one scale of a row counts
+            self.group_scale.copy_(rows[:, None])
+            return
+        alpha = torch.from_numpy(tensor.planes[0].alpha).to(self.row_scale)
+        alpha = alpha.movedim((self.channel_axis, self.group_axis), (0, -1)).flatten(1)
+        self.row_scale.copy_(rows)
+        self.group_scale.copy_(alpha.clamp_min(1.0) * rows[:, None])
+
     def quantized_weight(self) -> Tensor:
         """Return the weight to compute with, its gradient passed straight through to the float weight."""
         if self.strength == 0.0:
             return self.weight
-        nearest = dequantized(
-            self.weight.detach(),
-            self.weight_scheme,
-            group_axis=self.group_axis,
-            channel_axis=self.channel_axis,
-        )
+        if self.learns_scales:
+            nearest = self._at_learned_scales()
+            return nearest if self.strength == 1.0 else torch.lerp(self.weight, nearest, self.strength)
+        if not self.training:
+            nearest = torch.from_numpy(self.tensor().dequantize()).to(self.weight)
+        else:
+            nearest = dequantized(self.weight.detach(), self.weight_scheme, **self.axes)
         return self.weight + self.strength * (nearest - self.weight).detach()
 
+    def _at_learned_scales(self) -> Tensor:
+        scheme = self.weight_scheme
+        alpha, row_scale = whole_scale(self.group_scale.detach(), self.row_scale, scheme.alpha_limit)
+        scale = self.group_scale + (alpha * row_scale[:, None] - self.group_scale).detach()
+        groups = as_groups(self.weight, scheme, **self.axes)
+        quantized = cast(Tensor, LearnedScale.apply(groups, scale, scheme.max_code))  # type: ignore[no-untyped-call]
+        return from_groups(quantized, self.weight, **self.axes)
+
     def tensor(self) -> QuantizedTensor:
-        """Return the quantized weight as the converter writes it, its row scales bounded by the bias."""
+        """Return the quantized weight as the converter writes it, its row scales bounded by the bias.
+
+        In evaluation it is kept until a parameter or the input's scale changes. Changes that PyTorch does
+        not count (``weight.data``) are seen after the next change of mode.
+        """
+        if self.training:
+            return self._quantize()
+        state = tuple((id(value), value._version) for value in self._depends_on() if value is not None)
+        kept: tuple[Any, QuantizedTensor] | None = self.__dict__.get("_kept")
+        if kept is None or kept[0] != state:
+            kept = self.__dict__["_kept"] = (state, self._quantize())
+        return kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget the weight that was kept."""
+        self.__dict__.pop("_kept", None)
+        return super().train(mode)
+
+    def _depends_on(self) -> tuple[Tensor | None, ...]:
+        read = None if self.input_quantizer is None else self.input_quantizer.scale
+        return (
+            self.weight,
+            self.bias,
+            read,
+            self._parameters.get("group_scale"),
+            self._buffers.get("row_scale"),
+        )
+
+    def _quantize(self) -> QuantizedTensor:
         least = None
-        if self.bias is not None and self.input_quantizer is not None:
-            least = least_row_scale(_array(self.bias), self.input_quantizer.value().scale, self.products)
-        return quantize_weight(
-            _array(self.weight),
-            self.weight_scheme,
-            group_axis=self.group_axis,
-            channel_axis=self.channel_axis,
-            least_row_scale=least,
+        read = self.input_quantizer
+        if self.bias is not None and read is not None and bool(read.scale.detach() > 0):
+            least = least_row_scale(_array(self.bias), read.value().scale, self.products)
+        if self.learns_scales:
+            return self._learned_tensor(least)
+        return quantize_weight(_array(self.weight), self.weight_scheme, **self.axes, least_row_scale=least)
+
+    @torch.no_grad()
+    def _learned_tensor(self, least: np.ndarray | None) -> QuantizedTensor:
+        scheme = self.weight_scheme
+        row_scale = self.row_scale
+        if least is not None:
+            bound = torch.from_numpy(bounded_row_scale(least, least)).to(row_scale)
+            row_scale = torch.maximum(row_scale, bound)
+        alpha, row_scale = whole_scale(self.group_scale, row_scale, scheme.alpha_limit)
+        groups = as_groups(self.weight, scheme, **self.axes)
+        codes = codes_of(groups, alpha * row_scale[:, None], scheme.max_code)
+        moved = from_groups(codes, self.weight, **self.axes)
+        rows = as_rows(_array(moved), self.group_axis, self.channel_axis)
+        whole = np.ones((1, 1, 1), np.uint8) if scheme.alpha_limit == 1 else _array(alpha).astype(np.uint8)
+        return assemble(
+            rows.astype(np.int8),
+            whole,
+            _array(row_scale),
+            scheme,
+            shape=tuple(self.weight.shape),
+            **self.axes,
         )
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fgq import onnx_file
-from fgq.container import constant, read_weight
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train.layers import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, read_by, twin
 from fgq.train.quantizer import ActivationQuantizer, Ranges
+from fgq.train.scales import Scales
 from fgq.train.sites import Graph, ShapeRecorder, Site, find_sites, operands, placed
 
 INT8_ACTIVATIONS = ActivationScheme(bits=8)
@@ -40,6 +37,7 @@ def prepare(
     plan: Mapping[str, WeightScheme | None] | None = None,
     first_last_int8: bool = True,
     ranges: Ranges | str = Ranges.STATISTICAL,
+    scales: Scales | str = Scales.REFITTED,
     warm_up: int = 100,
 ) -> fx.GraphModule:
     """Return a copy of a module that computes as its conversion will, and can be trained.
@@ -63,6 +61,8 @@ def prepare(
         Keep the first convolution after an input and the last Linear before the output at 8 bits.
     ranges : Ranges or str
         ``statistical`` or ``learned`` ranges of activations.
+    scales : Scales or str
+        ``refitted`` or ``learned`` scales of weights.
     warm_up : int
         Training steps after which statistical ranges are frozen.
 
@@ -96,6 +96,9 @@ def prepare(
         if wanted.codes is Codes.INT8 and name not in chosen:
             full.add(name)
         traced.set_submodule(name, twin(layer, wanted))
+    if Scales(scales) is Scales.LEARNED:
+        for quantized in quantized_layers(traced).values():
+            quantized.learn_scales()
     if not quantized_layers(traced):
         raise ModelError(
             f"{type(module).__name__}: found no layer to quantize, wanted a Conv, ConvTranspose, Linear or "
@@ -154,70 +157,6 @@ def calibrate(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
         raise DataError("calibration data: found no batch, wanted some hundred samples")
     for name, quantizer in quantizers.items():
         quantizer.set(choose_quantizer(histograms[name], ActivationScheme(bits=quantizer.bits)))
-
-
-@torch.no_grad()
-def load_converted(module: nn.Module, path: str | os.PathLike[str]) -> list[str]:
-    """Start from the codes of a conversion: take its quantized weights and biases.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        As `prepare` returned it.
-    path : path-like
-        A converted model whose layers, or their weights, are called as those of the module.
-
-    Returns
-    -------
-    list of str
-        The layers that were found.
-
-    Raises
-    ------
-    ModelError
-        If the file holds none of the layers, or a weight of another shape.
-    """
-    layers = quantized_layers(module)
-    found = []
-    for node in onnx_file.load(path).graph:
-        name = _owner(node, layers)
-        if name is None:
-            continue
-        layer = layers[name]
-        transposed = node.op_type == "MatMul"  # which holds a Linear's weight the other way round
-        group, channel = layer.group_axis, layer.channel_axis
-        axes = (channel, group) if transposed else (group, channel)
-        tensor = read_weight(node.inputs[1], group_axis=axes[0], channel_axis=axes[1])
-        values = None if tensor is None else tensor.dequantize().T if transposed else tensor.dequantize()
-        if values is None or values.shape != tuple(layer.weight.shape):
-            shape = "no quantized weight" if values is None else str(list(values.shape))
-            raise ModelError(f"{path}: {name}: found {shape}, wanted {list(layer.weight.shape)}")
-        layer.weight.copy_(torch.from_numpy(np.ascontiguousarray(values)))
-        bias = _dequantized(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is not None and layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(bias))
-        found.append(name)
-    if not found:
-        raise ModelError(
-            f"{path}: found none of the module's layers, wanted nodes or weights with their names"
-        )
-    return found
-
-
-def _owner(node: ir.Node, layers: Iterable[str]) -> str | None:
-    """Return the layer that a node is the conversion of, by the name of the node or of its weight."""
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
-        return None
-    weight = str(node.inputs[1].name)
-    return next((name for name in layers if node.name == name or weight.startswith(f"{name}.weight")), None)
-
-
-def _dequantized(value: Any) -> np.ndarray | None:
-    producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear":
-        return constant(value)
-    integers, scale = constant(producer.inputs[0]), constant(producer.inputs[1])
-    return None if integers is None or scale is None else (integers * scale).astype(np.float32)
 
 
 def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fgq.scheme import Quantizer
+from fgq.train import fused
 
 _MOMENTUM = 0.95
 _SMALLEST = float(torch.finfo(torch.float32).tiny)
@@ -20,6 +22,28 @@ class Ranges(StrEnum):
     """Moving averages of the extremes of batches, frozen after a warm-up (arXiv 2105.03536, section 3)."""
     LEARNED = "learned"
     """Scales learned with the weights (LSQ: Esser et al. 2020, arXiv 1902.08153, section 2.1)."""
+
+
+class _Rounding(torch.autograd.Function):
+    """The quantizer's formula; of a scale that is learned, the gradient of LSQ at its rate (section 2.2)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
+        # One axis, contiguous: compiled formulas are made anew for every other layout.
+        flat = x.reshape(-1).contiguous()
+        ctx.save_for_backward(flat, scale, zero)
+        ctx.shape, ctx.highest = x.shape, highest
+        return fused.run(fused.activations, flat, scale, zero, float(highest)).reshape(x.shape)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        flat, scale, zero = ctx.saved_tensors
+        grad = grads[0].reshape(-1)
+        if not ctx.needs_input_grad[1]:
+            passed = fused.run(fused.activation_gradient, grad, flat, scale, zero, float(ctx.highest))
+            return passed.reshape(ctx.shape), None, None, None
+        passed, slope = fused.run(fused.activation_gradients, grad, flat, scale, zero, float(ctx.highest))
+        return passed.reshape(ctx.shape), slope * (flat.numel() * ctx.highest) ** -0.5, None, None
 
 
 class ActivationQuantizer(nn.Module):
@@ -41,6 +65,8 @@ class ActivationQuantizer(nn.Module):
         int32 scalar.
     steps : torch.Tensor
         int64 scalar, the training batches seen.
+    fixed : bool
+        Whether batches no longer move the range, since `set` was called.
     """
 
     scale: Tensor
@@ -51,6 +77,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, bits: int, ranges: Ranges, warm_up: int) -> None:
         super().__init__()
         self.bits, self.ranges, self.warm_up = bits, ranges, warm_up
+        self.fixed = False
         scale = torch.zeros(())
         if ranges is Ranges.LEARNED:
             self.scale = nn.Parameter(scale)
@@ -68,28 +95,22 @@ class ActivationQuantizer(nn.Module):
     @torch.no_grad()
     def set(self, quantizer: Quantizer) -> None:
         """Take a scale and a zero point, and keep statistical ranges as they then are."""
+        self.fixed = True
         self.scale.fill_(quantizer.scale)
         self.zero_point.fill_(quantizer.zero_point)
         self.steps.fill_(max(1, self.warm_up))
 
     def value(self) -> Quantizer:
         """Return scale and zero point as the converter knows them."""
-        return Quantizer(scale=float(self.scale), zero_point=int(self.zero_point), bits=self.bits)
+        return Quantizer(scale=float(self.scale.detach()), zero_point=int(self.zero_point), bits=self.bits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize a tensor of any shape; in training also move the range."""
-        if self.training:
+        if self.training and not self.fixed:
             self._observe(x.detach())
-        x = x.float()
         zero = self.zero_point.float()
         scale = self.scale.abs().clamp_min(_SMALLEST)
-        if self.ranges is Ranges.LEARNED and self.training:
-            weight = 1.0 / (x.numel() * self.highest) ** 0.5
-            scale = scale.detach() + weight * (scale - scale.detach())
-        scaled = x / scale + zero
-        clipped = scaled.clamp(0, self.highest)
-        rounded = clipped + (clipped.round() - clipped).detach()
-        return (rounded - zero) * scale
+        return cast(Tensor, _Rounding.apply(x.float(), scale, zero, self.highest))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:

@@ -13,20 +13,20 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import Dataset, default_collate
 
 from fgq.errors import ConfigError, DataError, FgqError
+from fgq.train import fused
+from fgq.train.batches import Batch, Data, Samples, batch_of, rows_of_step
+from fgq.train.objective import Features, Logits, Objective
 from fgq.train.prepare import quantized_layers
 
-Samples = Dataset[tuple[Tensor, int]]
-"""A map-style data set of inputs and labels."""
+__all__ = ["Data", "Samples", "Schedule", "TrainingError", "accuracy", "rows_of_step", "score", "train"]
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
@@ -35,19 +35,6 @@ _COLUMNS = ("step", "loss", "rate", "strength")
 
 class TrainingError(FgqError):
     """Training cannot go on."""
-
-
-class Data(NamedTuple):
-    """What a network is trained and judged on.
-
-    Parameters
-    ----------
-    train, validation : Dataset
-        Map-style, of pairs of an input and a label.
-    """
-
-    train: Samples
-    validation: Samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +51,8 @@ class Schedule:
     warm_up : int
         Steps of the rate's warm-up.
     weight_decay : float
-    distillation : float
-        The share of the teacher in the loss, 0 to 1: temperature**2 times the Kullback-Leibler divergence
-        from its softened outputs (Hinton et al. 2015, arXiv 1503.02531, section 2); the rest is the cross
-        entropy of the labels.
-    temperature : float
+    distillation, temperature : float
+        As for `fgq.train.objective.Logits`.
     ema : float
         Decay of the averaged weights, 0 for none.
     gradual : int
@@ -77,7 +61,13 @@ class Schedule:
     checkpoint_every : int
         Steps between checkpoints.
     bfloat16 : bool
-        Whether to compute under bfloat16 autocast.
+        Whether to compute under bfloat16 autocast, the teacher too.
+    match : tuple of str
+        Modules, by names with ``*``, whose results shall be the teacher's: their mean relative squared
+        distance (`fgq.train.objective.Features`) is added to the loss, times `match_weight`.
+    match_weight : float
+    compile : bool
+        Whether to compile what quantization does to single values (`fgq.train.fused`).
 
     Raises
     ------
@@ -97,12 +87,15 @@ class Schedule:
     seed: int = 0
     checkpoint_every: int = 100
     bfloat16: bool = False
+    match: tuple[str, ...] = ()
+    match_weight: float = 1.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, wanted at least 1")
-        for name in ("warm_up", "gradual", "weight_decay"):
+        for name in ("warm_up", "gradual", "weight_decay", "match_weight"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, wanted at least 0")
         for name in ("rate", "temperature"):
@@ -124,26 +117,6 @@ class Schedule:
         return 1.0 if self.gradual == 0 else min(1.0, step / self.gradual)
 
 
-def rows_of_step(count: int, batch: int, seed: int, step: int) -> list[int]:
-    """Return the samples of a step: consecutive ones of an endless series of seeded permutations.
-
-    Parameters
-    ----------
-    count : int
-        The size of the data set.
-    batch, seed, step : int
-    """
-    rows: list[int] = []
-    position = step * batch
-    while len(rows) < batch:
-        epoch, start = divmod(position, count)
-        generator = torch.Generator().manual_seed((seed << 32) + epoch)
-        taken = torch.randperm(count, generator=generator)[start : start + batch - len(rows)].tolist()
-        rows += taken
-        position += len(taken)
-    return rows
-
-
 def train(
     student: nn.Module,
     data: Data,
@@ -151,6 +124,7 @@ def train(
     folder: Path,
     *,
     teacher: nn.Module | None = None,
+    objective: Objective | None = None,
     resume: bool = False,
     tensorboard: bool = False,
     progress: Callable[[str, int, int | None], None] | None = None,
@@ -162,13 +136,15 @@ def train(
     Parameters
     ----------
     student : torch.nn.Module
-        Gives one logit per class; trained in place.
+        Trained in place.
     data : Data
     schedule : Schedule
     folder : Path
         Gets ``checkpoint.pt`` and ``metrics.csv``.
     teacher : torch.nn.Module, optional
         The float network to distil from.
+    objective : Objective, optional
+        Otherwise `fgq.train.objective.Logits` as the schedule says.
     resume : bool
         Go on from the checkpoint in `folder`.
     tensorboard : bool
@@ -194,29 +170,36 @@ def train(
     mix = get_ema_multi_avg_fn(schedule.ema)  # type: ignore[no-untyped-call]
     average = AveragedModel(student, multi_avg_fn=mix)
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=schedule.rate, weight_decay=schedule.weight_decay, foreach=True
+        [parameter for parameter in student.parameters() if parameter.requires_grad],
+        lr=schedule.rate,
+        weight_decay=schedule.weight_decay,
+        fused=True,
     )
     first = _restore(checkpoint, schedule, student, average, optimizer) if resume else 0
     runner: nn.Module = DistributedDataParallel(student) if world > 1 else student
     device = next(student.parameters()).device
+    if objective is None:
+        objective = Logits(schedule.distillation, schedule.temperature)
+    features = None
     if teacher is not None:
         teacher.eval()
+        features = Features(student, teacher, schedule.match)
     student.train()
-    with closing(_Metrics(folder, first, tensorboard)) if rank == 0 else nullcontext() as metrics:
+    reports = closing(_Metrics(folder, first, tensorboard)) if rank == 0 else nullcontext()
+    with fused.compiled(schedule.compile), reports as metrics:
         for step in range(first, schedule.steps):
             strength = schedule.strength_at(step)
             for layer in quantized_layers(student).values():
                 layer.strength = strength
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate_at(step)
-            rows = rows_of_step(count, schedule.batch, schedule.seed, step)[rank::world]
-            images, labels = (part.to(device) for part in default_collate([data.train[row] for row in rows]))
+            rows = rows_of_step(count, schedule.batch, schedule.seed, step, data.lengths)[rank::world]
+            batch = batch_of(data, data.train, rows, student).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=schedule.bfloat16):
-                logits = runner(images)
-            _check_labels(labels, logits)
-            loss = _loss(logits.float(), labels, images, teacher, schedule)
+                loss, distance = _losses(runner, teacher, features, objective, batch)
+                loss = loss + schedule.match_weight * distance
             if not math.isfinite(loss.item()):
-                raise TrainingError(_diverged(student, images, step, checkpoint))
+                raise TrainingError(_diverged(student, batch.inputs, step, checkpoint))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -236,6 +219,27 @@ def train(
 
 
 @torch.no_grad()
+def score(
+    module: nn.Module, data: Data, objective: Objective, teacher: nn.Module | None = None, batch: int = 256
+) -> float:
+    """Return the mean score of a module on the validation data.
+
+    Raises
+    ------
+    DataError
+        If there are no samples, or they lack what the objective needs.
+    """
+    count = _length(data.validation, "validation data")
+    device = next(module.parameters()).device
+    total = 0.0
+    for start in range(0, count, batch):
+        rows = range(start, min(count, start + batch))
+        inputs, labels = batch_of(data, data.validation, rows, module).to(device)
+        wanted = None if teacher is None else teacher(*inputs)
+        total += float(objective.scores(module(*inputs), labels, wanted).sum())
+    return total / count
+
+
 def accuracy(module: nn.Module, samples: Samples, batch: int = 256) -> float:
     """Return the share of samples, in 0..1, whose largest logit is their label's.
 
@@ -244,12 +248,7 @@ def accuracy(module: nn.Module, samples: Samples, batch: int = 256) -> float:
     DataError
         If there are no samples.
     """
-    count = _length(samples, "validation data")
-    right = 0
-    for start in range(0, count, batch):
-        images, labels = default_collate([samples[row] for row in range(start, min(count, start + batch))])
-        right += int((module(images).argmax(1) == labels).sum())
-    return right / count
+    return score(module, Data(samples, samples), Logits(0.0, 1.0), batch=batch)
 
 
 def _place() -> tuple[int, int]:
@@ -265,29 +264,25 @@ def _length(samples: Samples, what: str) -> int:
     return count
 
 
-def _check_labels(labels: Tensor, logits: Tensor) -> None:
-    classes = logits.shape[-1]
-    bad = labels[(labels < 0) | (labels >= classes)]
-    if bad.numel():
-        raise DataError(f"label: found {int(bad[0])}, wanted 0..{classes - 1}, one of the model's classes")
+def _losses(
+    runner: nn.Module,
+    teacher: nn.Module | None,
+    features: Features | None,
+    objective: Objective,
+    batch: Batch,
+) -> tuple[Tensor, Tensor | float]:
+    """Return the objective's loss, and the distance of the features."""
+    if teacher is None or features is None:
+        return objective.loss(runner(*batch.inputs).float(), batch.labels, None), 0.0
+    with features.watched():
+        with torch.no_grad():
+            wanted = teacher(*batch.inputs).float()
+        found = runner(*batch.inputs).float()
+    distance = features.distance() if features.names else 0.0
+    return objective.loss(found, batch.labels, wanted), distance
 
 
-def _loss(
-    logits: Tensor, labels: Tensor, images: Tensor, teacher: nn.Module | None, schedule: Schedule
-) -> Tensor:
-    share = 0.0 if teacher is None else schedule.distillation
-    loss = (1 - share) * functional.cross_entropy(logits, labels)
-    if teacher is None or share == 0.0:
-        return loss
-    T = schedule.temperature
-    with torch.no_grad():
-        wanted = functional.log_softmax(teacher(images).float() / T, -1)
-    found = functional.log_softmax(logits / T, -1)
-    divergence = functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
-    return loss + share * T**2 * divergence
-
-
-def _diverged(student: nn.Module, images: Tensor, step: int, checkpoint: Path) -> str:
+def _diverged(student: nn.Module, inputs: tuple[Tensor, ...], step: int, checkpoint: Path) -> str:
     """Say where a loss that is not finite comes from: the first module whose result is not."""
     bad: list[str] = []
 
@@ -300,7 +295,7 @@ def _diverged(student: nn.Module, images: Tensor, step: int, checkpoint: Path) -
 
     handles = [module.register_forward_hook(watch(name)) for name, module in student.named_modules() if name]
     with torch.no_grad():
-        student(images)
+        student(*inputs)
     for handle in handles:
         handle.remove()
     kept = f"the last checkpoint is {checkpoint}" if checkpoint.is_file() else "no checkpoint was written yet"

@@ -248,7 +248,7 @@ def test_rows_are_fitted_alone(size, seed):
 def test_more_rounds_change_next_to_nothing(name, N, monkeypatch):
     groups = getattr(np.random.default_rng(9), name)(size=(32, 4096 // N, N))
     few = row_errors(groups, *fit_rows(groups, 127)).sum()
-    monkeypatch.setattr("fgq.ternary._ROUNDS", 20)
+    monkeypatch.setattr("fgq.ternary.ROUNDS", 20)
     many = row_errors(groups, *fit_rows(groups, 127)).sum()
     assert many <= few <= (1 + 2e-5) * many
 
