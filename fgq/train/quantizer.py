@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,28 @@ class Ranges(StrEnum):
     """Moving averages of the extremes of batches, frozen after a warm-up (arXiv 2105.03536, section 3)."""
     LEARNED = "learned"
     """Scales learned with the weights (LSQ: Esser et al. 2020, arXiv 1902.08153, section 2.1)."""
+
+
+class _Clipped(torch.autograd.Function):
+    """The quantizer's equation with constant scale in few passes, its gradient that of the clamp.
+
+    It multiplies by 1 / scale, so that a value in the last bit of a boundary may fall on its other side.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, highest: int) -> Tensor:
+        scaled = x.float() * (1.0 / scale)
+        zero = float(zero_point)
+        ctx.save_for_backward(scaled)
+        ctx.low, ctx.high = -zero, highest - zero
+        return scaled.round().clamp_(ctx.low, ctx.high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (scaled,) = ctx.saved_tensors
+        # Passed on strictly between the bounds.
+        passed = torch.ops.aten.hardtanh_backward(gradients[0], scaled, ctx.low, ctx.high)
+        return passed, None, None, None
 
 
 class ActivationQuantizer(nn.Module):
@@ -80,6 +103,8 @@ class ActivationQuantizer(nn.Module):
         """Quantize a tensor of any shape; in training also move the range."""
         if self.training:
             self._observe(x.detach())
+            if self.ranges is Ranges.STATISTICAL and not torch.compiler.is_compiling():
+                return cast(Tensor, _Clipped.apply(x, self.scale, self.zero_point, self.highest))  # type: ignore[no-untyped-call]
         x = x.float()
         zero = self.zero_point.float()
         scale = self.scale.abs().clamp_min(_SMALLEST)
@@ -93,15 +118,20 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        """Move the extremes while warming up; written without branches on data, for torch.compile."""
+        """Move the extremes while warming up; compiled code has no branches on data."""
+        learned = self.ranges is Ranges.LEARNED
+        last = 1 if learned else self.warm_up
+        # On other devices to ask would wait for all that is queued there.
+        if not torch.compiler.is_compiling() and self.steps.device.type == "cpu" and int(self.steps) >= last:
+            self.steps.add_(1)
+            return
         lowest, highest = torch.aminmax(x.float())
         found = torch.stack((lowest.clamp_max(0.0), highest.clamp_min(0.0)))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(found)
             found = found / torch.distributed.get_world_size()
         moved = torch.where(self.steps == 0, found, _MOMENTUM * self.extremes + (1 - _MOMENTUM) * found)
-        learned = self.ranges is Ranges.LEARNED
-        moving = self.steps < (1 if learned else self.warm_up)
+        moving = self.steps < last
         scale = ((moved[1] - moved[0]) / self.highest).clamp_min(_SMALLEST)
         self.extremes.copy_(torch.where(moving, moved, self.extremes))
         self.scale.copy_(torch.where(moving, scale, self.scale))
