@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from fgq.train.trainer import CHECKPOINT, Data, Schedule, train
 TRAIN_SUBSET = 10_240
 """The first training images, on which training accuracy is measured; as many as there are test images."""
 
+_SEEDING = threading.Lock()
+"""Held while a network draws its first weights: threads of a Dask worker share PyTorch's generator."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -48,7 +52,7 @@ class Result:
         test images of `fgq.eval.characters`, whose fonts no training image shows.
     costs : Costs
     seconds : float
-        Processor time of the training since it was last resumed.
+        Processor time of the training since it was last resumed, on one thread.
     """
 
     point: Point
@@ -118,11 +122,11 @@ class Job:
         return kept(self.result, lambda: self._measured(threads), Result.from_dict)
 
     def _measured(self, threads: int) -> Result:
-        began = time.process_time()
+        began = time.thread_time()
         images, labels = read(self.folder, self.recipe.images)
         training = self._stem.with_name(f"{self._stem.name}.training")
         self._train(images, labels, training)
-        seconds = time.process_time() - began
+        seconds = time.thread_time() - began
         subset = images[:TRAIN_SUBSET].astype(np.float32) / np.float32(255)
         test = load("test")
         result = Result(
@@ -140,8 +144,9 @@ class Job:
     def _train(self, images: NDArray[np.uint8], labels: NDArray[np.int64], folder: Path) -> None:
         """Train and write the network."""
         recipe, precision = self.recipe, PRECISIONS[self.point.precision]
-        torch.manual_seed(self.point.seed)
-        network = CharacterNet(self.point.width, self.point.depth)
+        with _SEEDING:
+            torch.manual_seed(self.point.seed)
+            network = CharacterNet(self.point.width, self.point.depth)
         example = (torch.zeros(2, 1, SIZE, SIZE),)
         quantized = None
         if precision.weights is not None and precision.activations is not None:
