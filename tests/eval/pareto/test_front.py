@@ -49,7 +49,9 @@ def test_equal_curves_and_a_single_cost_divide_the_range():
 
 @given(
     st.dictionaries(
-        st.sampled_from("abcd"), st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 1)), min_size=1), min_size=1
+        st.sampled_from("abcd"),
+        st.lists(st.tuples(st.floats(1, 1e9), st.floats(0, 1)), min_size=1),
+        min_size=1,
     )
 )
 def test_shares_add_up_to_one(curves):

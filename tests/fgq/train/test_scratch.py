@@ -98,7 +98,13 @@ def test_the_first_and_the_last_layer_have_eight_bits():
     assert {name for name, layer in layers.items() if layer.input_quantizer.bits == 8} == eight
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("ternary5", "int4") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SCHEMES
+    ],
+)
 def test_the_file_computes_what_was_trained(tmp_path, name):
     module = trained(SCHEMES[name], tmp_path)
     with torch.no_grad():
