@@ -29,9 +29,9 @@ def pareto(
         str | None, typer.Option(metavar="NAME,...", help="Which precisions.  [default: all]")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings of each network.")] = 3,
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 800,
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 500,
     batch: Annotated[int, typer.Option(metavar="COUNT", help="Images a step.")] = 128,
-    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 3e-3,
+    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 1e-2,
     images: Annotated[int, typer.Option(metavar="COUNT", help="Training images.")] = 65536,
     jobs: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings at a time.")] = 1,
     backend: Annotated[

@@ -55,7 +55,7 @@ def draw(found: Sequence[Network], paths: Sequence[Path]) -> None:
     costs = [cost for cost in COSTS if known(found, cost)]
     lines = -(-(len(costs) + 1) // 2)
     figure = Figure(figsize=(11, 4 * lines + 0.6), layout="constrained")
-    places = figure.subplots(lines, 2, squeeze=False).flat
+    places = list(figure.subplots(lines, 2, squeeze=False).flat)
     for axes, cost in zip(places, costs, strict=False):
         _draw_cost(axes, found, cost)
     _draw_gap(places[len(costs)], found)

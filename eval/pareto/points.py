@@ -113,9 +113,9 @@ class Recipe:
         If a number is not positive.
     """
 
-    steps: int = 800
+    steps: int = 500
     batch: int = 128
-    rate: float = 3e-3
+    rate: float = 1e-2
     weight_decay: float = 0.01
     images: int = 65536
     bfloat16: bool = True

@@ -71,6 +71,8 @@ def run(
 ) -> None:
     """Train all points of a plan that are not finished yet, each in a job of its own.
 
+    Jobs travel to a cluster as joblib and Dask write them, as pickles: trust it as this machine.
+
     Parameters
     ----------
     plan : Plan

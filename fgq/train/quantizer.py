@@ -23,6 +23,11 @@ class Ranges(StrEnum):
     """Scales learned with the weights (LSQ: Esser et al. 2020, arXiv 1902.08153, section 2.1)."""
 
 
+def _is_cheap_to_read(value: Tensor) -> bool:
+    """Tell whether a value can be read without breaking a compiled graph or waiting for a device."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class _Clipped(torch.autograd.Function):
     """The quantizer's equation with constant scale in few passes, its gradient that of the clamp.
 
@@ -103,7 +108,7 @@ class ActivationQuantizer(nn.Module):
         """Quantize a tensor of any shape; in training also move the range."""
         if self.training:
             self._observe(x.detach())
-            if self.ranges is Ranges.STATISTICAL and not torch.compiler.is_compiling():
+            if self.ranges is Ranges.STATISTICAL and _is_cheap_to_read(self.zero_point):
                 return cast(Tensor, _Clipped.apply(x, self.scale, self.zero_point, self.highest))  # type: ignore[no-untyped-call]
         x = x.float()
         zero = self.zero_point.float()
@@ -121,8 +126,7 @@ class ActivationQuantizer(nn.Module):
         """Move the extremes while warming up; compiled code has no branches on data."""
         learned = self.ranges is Ranges.LEARNED
         last = 1 if learned else self.warm_up
-        # On other devices to ask would wait for all that is queued there.
-        if not torch.compiler.is_compiling() and self.steps.device.type == "cpu" and int(self.steps) >= last:
+        if _is_cheap_to_read(self.steps) and int(self.steps) >= last:
             self.steps.add_(1)
             return
         lowest, highest = torch.aminmax(x.float())

@@ -141,8 +141,8 @@ def prepare_from_scratch(
         if folded and isinstance(module.get_submodule(name), _NORMALIZATIONS):
             joined[name] = str(node.all_input_nodes[0].target)
     for name, owner in joined.items():
-        layer, untouched = prepared.get_submodule(owner), copy.deepcopy(module.get_submodule(owner))
-        layer.weight, layer.bias = untouched.weight, untouched.bias
+        folded_into, untouched = prepared.get_submodule(owner), copy.deepcopy(module.get_submodule(owner))
+        folded_into.weight, folded_into.bias = untouched.weight, untouched.bias
         prepared.set_submodule(name, copy.deepcopy(module.get_submodule(name)))
     for layer in quantized_layers(prepared).values():
         layer.kept_steps = KeptSteps(

@@ -3,14 +3,19 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fgq.eval.pareto.front import front, shares
 
+# A machine may be busy.
+ANY_TIME = settings(
+    derandomize=True, deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
 VALUES = st.integers(0, 6).map(float)
 
 
+@ANY_TIME
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=12))
 def test_a_front_holds_the_points_that_no_other_dominates(points):
     def dominated(a, b):
@@ -47,6 +52,7 @@ def test_equal_curves_and_a_single_cost_divide_the_range():
     assert shares({"a": [(3.0, 0.5)], "b": [(3.0, 0.6)]}) == {"a": 0.0, "b": 1.0}
 
 
+@ANY_TIME
 @given(
     st.dictionaries(
         st.sampled_from("abcd"),
