@@ -19,6 +19,7 @@ import typer
 
 from fgq.cli_bench import bench
 from fgq.cli_finetune import finetune
+from fgq.cli_pareto import pareto
 from fgq.cli_report import report
 from fgq.cli_study import study
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
@@ -402,6 +403,7 @@ def compare(
 
 app.command()(report)
 app.command()(finetune)
+app.command()(pareto)
 
 
 @app.command()

@@ -13,10 +13,16 @@ Basic blocks have two 3x3 convolutions (He et al. 2016, "Deep Residual Learning 
 section 3.3), bottlenecks a 1x1, a 3x3 and a 1x1 (section 4.1, "Deeper Bottleneck Architectures"); a block
 that changes the shape has a 1x1 convolution on its shortcut (option B). Batch normalization follows every
 convolution.
+
+That is the bundled network. `CharacterNet` also takes a width, by which all channels are multiplied, and a
+depth, by which every stage gets longer: the family of ``fgq pareto``.
 """
+
+import math
 
 from torch import Tensor, nn
 
+from fgq.errors import ConfigError
 from fgq.eval.characters.classes import CLASSES
 
 
@@ -95,17 +101,39 @@ class CharacterNet(nn.Module):
     """Grey images to one logit per class.
 
     The input is float32 [n, 1, 32, 32] with values in 0..1, the output float32 [n, 128].
+
+    Parameters
+    ----------
+    width : float
+        Factor of the channels 64, 128 and 256 of the stages, which are rounded to even numbers.
+    depth : int
+        Further bottlenecks at the end of every stage.
+
+    Raises
+    ------
+    ConfigError
+        If the width is not positive or the depth is negative.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: float = 1.0, depth: int = 0) -> None:
         super().__init__()
-        self.stem = Normalized(1, 64, 3, 2)
+        if not 0 < width < math.inf:
+            raise ConfigError(f"width: found {width}, wanted a positive number")
+        if depth < 0:
+            raise ConfigError(f"depth: found {depth}, wanted at least 0")
+        # Even, since a bottleneck halves them.
+        c1, c2, c3 = (max(2, 2 * round(channels * width / 2)) for channels in (64, 128, 256))
+
+        def further(channels: int, count: int) -> list[nn.Module]:
+            return [Bottleneck(channels) for _ in range(count + depth)]
+
+        self.stem = Normalized(1, c1, 3, 2)
         self.relu = nn.ReLU()
-        self.stage1 = nn.Sequential(BasicBlock(64, 64))
-        self.stage2 = nn.Sequential(BasicBlock(64, 128, 2), Bottleneck(128))
-        self.stage3 = nn.Sequential(BasicBlock(128, 256, 2), Bottleneck(256), Bottleneck(256))
+        self.stage1 = nn.Sequential(BasicBlock(c1, c1), *further(c1, 0))
+        self.stage2 = nn.Sequential(BasicBlock(c1, c2, 2), *further(c2, 1))
+        self.stage3 = nn.Sequential(BasicBlock(c2, c3, 2), *further(c3, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(256, len(CLASSES))
+        self.fc = nn.Linear(c3, len(CLASSES))
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits."""

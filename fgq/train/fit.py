@@ -54,6 +54,34 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
         If the scheme is one that is not trained.
     """
     check_trained(scheme)
+    integers, _, scale, moved = _fit_weight(weight, scheme, group_axis, channel_axis)
+    values = integers.float() * scale.float()[:, None, None]
+    return values.reshape(moved).movedim((0, -1), (channel_axis, group_axis))
+
+
+@torch.no_grad()
+def fitted_steps(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> Tensor:
+    """Return the step between neighbouring values of each weight, ``alpha * row_scale`` of its group.
+
+    Parameters
+    ----------
+    weight, scheme, group_axis, channel_axis
+        As for `dequantized`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32, in the shape and on the device of `weight`; 0 where the group's alpha is 0.
+    """
+    _, alpha, scale, moved = _fit_weight(weight, scheme, group_axis, channel_axis)
+    steps = (alpha.double() * scale[:, None, None]).float().expand(moved[0], -1, moved[-1])
+    return steps.reshape(moved).movedim((0, -1), (channel_axis, group_axis))
+
+
+def _fit_weight(
+    weight: Tensor, scheme: WeightScheme, group_axis: int, channel_axis: int
+) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
+    """Return w8 and alpha, both (M, E, L), the row scales (M,) and the shape with the axes moved."""
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
     matrix = rows.reshape(moved[0], -1, moved[-1])
@@ -62,15 +90,15 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
         scale = _bounded(matrix.abs().amax(dim=(1, 2)) / scheme.max_code)
         divisor = torch.where(scale > 0, scale, 1.0)[:, None, None]
         w8 = (matrix / divisor).round().clamp(-scheme.max_code, scheme.max_code)
-    else:
-        length = moved[-1]
-        N = scheme.group_length(length)
-        G = -(-length // N)
-        groups = functional.pad(matrix, (0, G * N - length)).reshape(moved[0], -1, N)
-        codes, alpha, scale = _fit(groups, scheme)
-        w8 = (codes * alpha[..., None]).reshape(moved[0], -1, G * N)[..., :length]
-    values = w8.float() * scale.float()[:, None, None]
-    return values.reshape(moved).movedim((0, -1), (channel_axis, group_axis))
+        return w8, torch.ones_like(matrix[:1, :1, :1]).expand_as(matrix), scale, moved
+    length = moved[-1]
+    N = scheme.group_length(length)
+    G = -(-length // N)
+    groups = functional.pad(matrix, (0, G * N - length)).reshape(moved[0], -1, N)
+    codes, alpha, scale = _fit(groups, scheme)
+    spread = alpha[..., None].expand_as(codes)
+    w8, alpha = ((part.reshape(moved[0], -1, G * N)[..., :length]) for part in (codes * spread, spread))
+    return w8, alpha, scale, moved
 
 
 def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,6 +44,8 @@ class QuantizedLayer(nn.Module):
         float32 (M, G), the scales of the groups of each row, where they are learned (`fgq.train.scales`).
     row_scale : torch.Tensor
         float32 (M,), beside learned scales: the row scales that they started with.
+    kept_steps : torch.nn.Module or None
+        What quantizes the weight in training from scratch (`fgq.train.scratch`).
     """
 
     weight: Tensor
@@ -54,6 +56,7 @@ class QuantizedLayer(nn.Module):
     row_scale: Tensor
     input_quantizer: ActivationQuantizer | None
     output_quantizer: ActivationQuantizer | None
+    kept_steps: nn.Module | None
 
     @property
     def group_axis(self) -> int:
@@ -141,6 +144,8 @@ class QuantizedLayer(nn.Module):
         """Return the weight to compute with, its gradient passed straight through to the float weight."""
         if self.strength == 0.0:
             return self.weight
+        if self.kept_steps is not None:
+            return cast(Tensor, self.kept_steps(self.weight))
         if self.learns_scales:
             nearest = self._at_learned_scales()
             return nearest if self.strength == 1.0 else torch.lerp(self.weight, nearest, self.strength)
@@ -225,6 +230,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer with quantized weights."""
         integers = not self.training and self.strength == 1.0 and self.input_quantizer is not None
+        integers &= self.kept_steps is None
         if integers and isinstance(self, nn.Conv2d | nn.Linear):
             return self._integers(x)
         return self.compute(x, self.quantized_weight(), self.bias)
@@ -341,7 +347,7 @@ def twin(layer: nn.Module, scheme: WeightScheme) -> QuantizedLayer:
     other.__dict__ = dict(layer.__dict__)
     other.__class__ = _TWINS[type(layer)]
     quantized = cast(QuantizedLayer, other)
-    quantized.weight_scheme, quantized.strength = scheme, 1.0
+    quantized.weight_scheme, quantized.strength, quantized.kept_steps = scheme, 1.0, None
     read_by(quantized, None, None)
     return quantized
 

@@ -114,15 +114,19 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        """Move the extremes while warming up; written without branches on data, for torch.compile."""
+        """Move the extremes while warming up; compiled code has no branches on data."""
+        learned = self.ranges is Ranges.LEARNED
+        last = 1 if learned else self.warm_up
+        if _is_cheap_to_read(self.steps) and int(self.steps) >= last:
+            self.steps.add_(1)
+            return
         lowest, highest = torch.aminmax(x.float())
         found = torch.stack((lowest.clamp_max(0.0), highest.clamp_min(0.0)))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(found)
             found = found / torch.distributed.get_world_size()
         moved = torch.where(self.steps == 0, found, _MOMENTUM * self.extremes + (1 - _MOMENTUM) * found)
-        learned = self.ranges is Ranges.LEARNED
-        moving = self.steps < (1 if learned else self.warm_up)
+        moving = self.steps < last
         scale = ((moved[1] - moved[0]) / self.highest).clamp_min(_SMALLEST)
         self.extremes.copy_(torch.where(moving, moved, self.extremes))
         self.scale.copy_(torch.where(moving, scale, self.scale))

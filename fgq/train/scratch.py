@@ -1,0 +1,180 @@
+"""Quantization-aware training from scratch, with batch normalization that is learned on the way.
+
+`fgq.train.prepare` folds batch normalization into the convolution, as a converted file has it; that suits a
+network that is trained already. From scratch the normalization must be able to follow the weights. Here it
+stays a layer of its own while weights and activations are quantized from the first step on, as in the Pareto
+study (Abdolrashidi et al. 2021, arXiv 2105.03536, and its library AQT), and `fold` joins both at the end.
+Nothing is lost by that: folding multiplies the weights of a row by one factor, and every scheme here chooses
+codes that do not change with the scale of a row; only weights within float32's rounding of a boundary may
+fall on its other side. Training on folded weights (Jacob et al. 2018, arXiv 1712.05877, section 3.2) leads to
+the same file at twice the convolutions.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
+from fgq.train.fit import dequantized, fitted_steps
+from fgq.train.layers import QuantizedLayer
+from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers
+
+INT4_PER_FILTER = WeightScheme(codes=Codes.INT4, granularity=Granularity.FILTER)
+"""The paper's 4-bit weights: one scale for each output channel."""
+
+REFIT_EVERY = 10
+"""Training steps between two fits of the scales of weights; codes are chosen in every step."""
+
+_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+_JOINED = "normalization"
+"""The entry of a prepared module's `meta` with the layer that each normalization follows."""
+
+_ALL_ZERO = 1e30
+"""The step of a group that has no scale: all its codes are 0."""
+
+
+class KeptSteps(nn.Module):
+    """``step * clamp(round(w / step), -L, L)``, with steps that are fitted now and then.
+
+    The gradient of w is that of the result (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432,
+    section 4). Weights move little within `REFIT_EVERY` steps, and a fit of all groups takes longer than a
+    small network's other work.
+
+    Parameters
+    ----------
+    weight : torch.Tensor
+    scheme : WeightScheme
+    group_axis, channel_axis : int
+        As for `fgq.train.fit.dequantized`.
+
+    Attributes
+    ----------
+    steps : torch.Tensor
+        float32, the step between neighbouring values of each weight, in the shape of the weight.
+    passes : torch.Tensor
+        int64 scalar, the forward passes in training.
+    """
+
+    steps: Tensor
+    passes: Tensor
+
+    def __init__(self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> None:
+        super().__init__()
+        # AQT scales 4-bit rows as 8-bit ones: the largest magnitude takes the largest code.
+        paper = scheme == INT4_PER_FILTER
+        self.scheme = WeightScheme(codes=Codes.INT8, weight_limit=scheme.max_code) if paper else scheme
+        self._axes = {"group_axis": group_axis, "channel_axis": channel_axis}
+        self.register_buffer("steps", torch.empty_like(weight, requires_grad=False))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.refit(weight)
+
+    @torch.no_grad()
+    def refit(self, weight: Tensor) -> None:
+        """Fit the steps to a weight."""
+        found = fitted_steps(weight, self.scheme, **self._axes)
+        self.steps.copy_(torch.where(found > 0, found, _ALL_ZERO))
+
+    def exact(self, weight: Tensor) -> Tensor:
+        """Return the quantized weight with steps fitted now."""
+        return dequantized(weight, self.scheme, **self._axes)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight; in training also fit the steps when it is time."""
+        if self.training:
+            if int(self.passes) % REFIT_EVERY == 0:
+                self.refit(weight.detach())
+            self.passes.add_(1)
+        return cast(Tensor, _StraightThrough.apply(weight, self.steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, steps: Tensor, largest: int) -> Tensor:
+        return (weight / steps).round_().clamp_(-largest, largest).mul_(steps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+def prepare_from_scratch(
+    module: nn.Module,
+    scheme: WeightScheme,
+    example: tuple[Tensor, ...],
+    *,
+    activations: ActivationScheme = INT8_ACTIVATIONS,
+    warm_up: int = 100,
+) -> fx.GraphModule:
+    """Return a copy of an untrained module that is quantized and keeps its batch normalizations.
+
+    The bounds of activations are moving averages of the extremes of batches, frozen after the warm-up. The
+    first convolution and the last Linear layer have 8 bits.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        As for `fgq.train.prepare`. Left as it is.
+    scheme : WeightScheme
+        As for `fgq.train.prepare`, or `INT4_PER_FILTER`.
+    example : tuple of torch.Tensor
+        Inputs of the module.
+    activations : ActivationScheme
+    warm_up : int
+        Training steps after which the ranges of activations are frozen.
+
+    Raises
+    ------
+    ModelError
+        If the module cannot be traced or run, or holds no layer that can be quantized.
+    """
+    prepared = prepare(module, scheme, example, activations=activations, warm_up=warm_up)
+    joined: dict[str, str] = {}
+    for node in prepared.graph.nodes:
+        name = str(node.target)
+        folded = node.op == "call_module" and isinstance(prepared.get_submodule(name), nn.Identity)
+        if folded and isinstance(module.get_submodule(name), _NORMALIZATIONS):
+            joined[name] = str(node.all_input_nodes[0].target)
+    for name, owner in joined.items():
+        folded_into, untouched = prepared.get_submodule(owner), copy.deepcopy(module.get_submodule(owner))
+        folded_into.weight, folded_into.bias = untouched.weight, untouched.bias
+        prepared.set_submodule(name, copy.deepcopy(module.get_submodule(name)))
+    for layer in quantized_layers(prepared).values():
+        layer.kept_steps = KeptSteps(
+            layer.weight, layer.weight_scheme, group_axis=layer.group_axis, channel_axis=layer.channel_axis
+        )
+    prepared.meta[_JOINED] = joined
+    return prepared
+
+
+@torch.no_grad()
+def fold(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a trained module as `fgq.train.prepare` makes one, in evaluation mode.
+
+    It computes the converter's integers, and `fgq.train.export` writes it.
+
+    Parameters
+    ----------
+    module : torch.fx.GraphModule
+        As `prepare_from_scratch` returned it. Left as it is.
+    """
+    folded = copy.deepcopy(module).eval()
+    joined = folded.meta.pop(_JOINED)
+    for layer in quantized_layers(folded).values():
+        steps = cast(KeptSteps, layer.kept_steps)
+        if layer.weight_scheme != steps.scheme:
+            layer.weight.copy_(steps.exact(layer.weight))  # whose least squared error is 0 at these scales
+        del layer.kept_steps
+        layer.kept_steps = None
+    for name, owner in joined.items():
+        layer, norm = cast(QuantizedLayer, folded.get_submodule(owner)), cast(Any, folded.get_submodule(name))
+        layer.weight, layer.bias = fuse_conv_bn_weights(
+            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        folded.set_submodule(name, nn.Identity())
+    return folded

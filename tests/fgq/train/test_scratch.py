@@ -1,0 +1,161 @@
+"""Training from scratch with batch normalization beside quantized layers."""
+
+import networks
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from fgq.errors import ModelError
+from fgq.scheme import ActivationScheme, Codes, WeightScheme
+from fgq.train import export, quantized_layers
+from fgq.train.fit import dequantized
+from fgq.train.scratch import INT4_PER_FILTER, REFIT_EVERY, KeptSteps, fold, prepare_from_scratch
+from fgq.train.trainer import Schedule, train
+
+SCHEMES = {
+    "ternary4": WeightScheme(group_size=4),
+    "ternary5": WeightScheme(group_size=5),  # ragged
+    "tied": WeightScheme(codes=Codes.TIED, group_size=8),
+    "int8": WeightScheme(codes=Codes.INT8),
+    "int4": INT4_PER_FILTER,
+}
+AXES = {"group_axis": 1, "channel_axis": 0}
+SHORT = Schedule(steps=20, batch=32, rate=5e-3, warm_up=2, ema=0.0, checkpoint_every=5)
+
+
+def untrained(scheme, **options):
+    torch.manual_seed(0)
+    module = networks.Residual()
+    return prepare_from_scratch(module, scheme, (torch.zeros(2, 3, 12, 12),), warm_up=5, **options)
+
+
+def trained(scheme, folder, **options):
+    module = untrained(scheme, **options)
+    train(module, networks.data(), SHORT, folder)
+    return module
+
+
+@pytest.fixture
+def weight():
+    return torch.randn(12, 18, 3, 3, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_fresh_steps_give_the_fitted_values(weight, name):
+    weight[3] = 0.0
+    kept = KeptSteps(weight, SCHEMES[name], **AXES)
+    wanted = dequantized(weight, kept.scheme, **AXES)
+    # code * (alpha * scale) against (code * alpha) * scale: one more rounding to float32.
+    torch.testing.assert_close(kept(weight), wanted, rtol=2e-7, atol=0)
+    assert not kept(weight)[3].any()
+
+
+def test_steps_are_fitted_every_so_often_and_only_in_training(weight):
+    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
+    first = kept.steps.clone()
+    kept.eval()(2 * weight)
+    assert torch.equal(kept.steps, first)
+    kept.train()(2 * weight)  # pass 0 fits
+    torch.testing.assert_close(kept.steps, 2 * first, rtol=0, atol=0)
+    for _ in range(REFIT_EVERY - 1):
+        kept(3 * weight)
+    torch.testing.assert_close(kept.steps, 2 * first, rtol=0, atol=0)
+    kept(weight)
+    torch.testing.assert_close(kept.steps, first, rtol=0, atol=0)
+
+
+def test_gradients_pass_straight_through(weight):
+    weight.requires_grad_()
+    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
+    factor = torch.arange(weight.numel()).reshape(weight.shape).float()
+    (kept(weight) * factor).sum().backward()
+    assert torch.equal(weight.grad, factor)
+
+
+def test_four_bit_filters_are_scaled_by_their_largest_magnitude(weight):
+    kept = KeptSteps(weight, INT4_PER_FILTER, **AXES)
+    codes = (kept(weight) / kept.steps).round()
+    assert torch.equal(codes.abs().amax((1, 2, 3)), torch.full((12,), 7.0))
+
+
+def test_normalization_stays_and_the_module_is_left_as_it_was():
+    torch.manual_seed(0)
+    module = networks.Residual()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    prepared = untrained(WeightScheme(group_size=4))
+    assert isinstance(prepared.norm, nn.BatchNorm2d)
+    assert prepared.stem.bias is None
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(prepared.left.weight, module.left.weight)
+
+
+def test_the_first_and_the_last_layer_have_eight_bits():
+    layers = quantized_layers(untrained(INT4_PER_FILTER, activations=ActivationScheme(bits=4)))
+    eight = {name for name, layer in layers.items() if layer.weight_scheme.codes is Codes.INT8}
+    assert eight == {"stem", "head", "deep"}  # and the depthwise one
+    assert {name for name, layer in layers.items() if layer.input_quantizer.bits == 8} == eight
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("ternary5", "int4") else pytest.param(name, marks=pytest.mark.slow)
+        for name in SCHEMES
+    ],
+)
+def test_the_file_computes_what_was_trained(tmp_path, name):
+    module = trained(SCHEMES[name], tmp_path)
+    with torch.no_grad():
+        module.norm.weight[::3] *= -1.0  # negative gains negate codes
+        module.norm.running_mean.uniform_(-0.1, 0.1)
+    for layer in quantized_layers(module).values():
+        layer.kept_steps.refit(layer.weight.detach())
+    folded = fold(module)
+    for owner, layer in quantized_layers(folded).items():
+        if owner != "stem":
+            wanted = module.get_submodule(owner).kept_steps(module.get_submodule(owner).weight)
+            # Scales are fitted once more, in float64, and rounded to float32.
+            np.testing.assert_allclose(layer.tensor().dequantize(), wanted.detach(), rtol=1e-6, atol=0)
+    images = networks.data().validation.images
+    with torch.no_grad():
+        unfolded, whole = module.eval()(images), folded(images)
+    # The order of roundings differs, by which an activation falls one integer aside here and there.
+    assert (unfolded - whole).abs().max() < 0.1 * whole.std()
+    path = tmp_path / "model.onnx"
+    assert export(folded, path, (images[:2],)) == []
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"input": images.numpy()})
+    np.testing.assert_array_equal(found, whole.numpy())
+
+
+def test_the_loss_falls_and_ranges_freeze(tmp_path):
+    module = trained(WeightScheme(group_size=4), tmp_path, activations=ActivationScheme(bits=4))
+    losses = [float(line.split(",")[1]) for line in (tmp_path / "metrics.csv").read_text().split()[1:]]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    quantizers = list(module.activation_quantizers.values())
+    scales = [quantizer.scale.clone() for quantizer in quantizers]
+    module.train()(100 * networks.data().train.images[:8])
+    assert all(torch.equal(q.scale, scale) for q, scale in zip(quantizers, scales, strict=True))
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    whole = trained(WeightScheme(group_size=4), tmp_path / "a")
+    module = untrained(WeightScheme(group_size=4))
+
+    def kill(stage, done, total):
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(module, networks.data(), SHORT, tmp_path / "b", progress=kill)
+    resumed = untrained(WeightScheme(group_size=4))
+    train(resumed, networks.data(), SHORT, tmp_path / "b", resume=True)
+    wanted = whole.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.state_dict().items())
+
+
+def test_a_module_without_layers_is_refused():
+    with pytest.raises(ModelError, match="found no layer to quantize"):
+        prepare_from_scratch(nn.ReLU(), WeightScheme(), (torch.zeros(2, 3),))
