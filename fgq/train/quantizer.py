@@ -24,6 +24,11 @@ class Ranges(StrEnum):
     """Scales learned with the weights (LSQ: Esser et al. 2020, arXiv 1902.08153, section 2.1)."""
 
 
+def _is_cheap_to_read(value: Tensor) -> bool:
+    """Tell whether a value can be read without breaking a compiled graph or waiting for a device."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class _Rounding(torch.autograd.Function):
     """The quantizer's formula; of a scale that is learned, the gradient of LSQ at its rate (section 2.2)."""
 
