@@ -101,10 +101,10 @@ def run(
     missing = [job for job in jobs if not job.is_done]
     if missing:
         render(folder, plan.recipe.images, progress)
-    with _cluster(scheduler):
+    count = workers if scheduler is None else -1  # all that the cluster has
+    # Parallel itself does not know the Dask backend; parallel_config registers it.
+    with _cluster(scheduler), joblib.parallel_config(backend=backend.value, n_jobs=count):
         parallel = joblib.Parallel(
-            n_jobs=workers if scheduler is None else -1,
-            backend=str(backend),
             return_as="generator_unordered",
             batch_size=1,
             pre_dispatch="all" if scheduler else "2 * n_jobs",
