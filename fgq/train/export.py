@@ -171,7 +171,11 @@ def _onnx(
         reason = onnx_file.first_line(error)
         raise ModelError(f"{type(module).__name__}: PyTorch cannot export it ({reason})") from error
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, model.graph):
+        item.ClearField("metadata_props")  # stack traces, which name files of this machine
+        item.ClearField("doc_string")
+    return model
 
 
 def _owner(entry: Layer, layers: dict[str, QuantizedLayer]) -> str | None:

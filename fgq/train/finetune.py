@@ -6,7 +6,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fgq import onnx_file
 from fgq.errors import ConfigError, DataError
-from fgq.onnx_file import first_line
 from fgq.plan.document import Plan
 from fgq.scheme import ActivationScheme, WeightScheme
 from fgq.train.batches import Data, batch_of
@@ -64,7 +64,7 @@ def load_function(place: str) -> Callable[[], Any]:
         found = getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{place}: cannot be imported ({first_line(error)}), wanted module:function"
+            f"{place}: cannot be imported ({onnx_file.first_line(error)}), wanted module:function"
         ) from None
     if not callable(found):
         raise ConfigError(f"{place}: found a {type(found).__name__}, wanted a function")
@@ -153,12 +153,13 @@ def finetune(
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     left: list[str] = []
     if not distributed or torch.distributed.get_rank() == 0:
-        names = list(inspect.signature(student.forward).parameters)
+        inputs, outputs = _names(student, start)
         left = export(
             student,
             output,
             example,
-            input_names=names if len(names) > 1 else ("input",),
+            input_names=inputs,
+            output_names=outputs,
             open_axes=_open_axes(data, module),
         )
     return Finetuned(objective.measure, float_score, before, after, left)
@@ -212,6 +213,17 @@ def _schemes(
     except re.error as error:
         raise ConfigError(f"exclude: {exclude!r} is no regular expression ({error})") from None
     return schemes | dict.fromkeys(left)
+
+
+def _names(student: nn.Module, start: str | os.PathLike[str] | None) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the names of the file's inputs and outputs: those of the conversion it starts from, if any."""
+    parameters = list(inspect.signature(student.forward).parameters)
+    if start is not None:
+        graph = onnx_file.load(start).graph
+        inputs = [str(value.name) for value in graph.inputs]
+        if len(inputs) == len(parameters):
+            return inputs, [str(value.name) for value in graph.outputs]
+    return (parameters if len(parameters) > 1 else ("input",)), ("output",)
 
 
 def _calibration_rows(data: Data) -> list[list[int]]:
