@@ -57,4 +57,5 @@ def _interpolated(curve: Sequence[tuple[float, float]], grid: NDArray[np.float64
     costs, accuracies = (list(column) for column in zip(*curve, strict=True))
     kept = list({costs[index]: index for index in front(costs, accuracies)}.values())
     x = [math.log(costs[index]) for index in kept]
-    return np.interp(grid, x, [accuracies[index] for index in kept], left=-np.inf)
+    heights: NDArray[np.float64] = np.interp(grid, x, [accuracies[index] for index in kept], left=-np.inf)
+    return heights
