@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from fgq.data import LABELS, as_samples, input_specs
+from fgq.data import LABELS, Samples, as_samples, input_specs
 from fgq.errors import DataError
 from fgq.eval import characters, tables
+from fgq.eval.datasets import open_dataset
 from fgq.onnx_file import load
 
 CONFIGS = tables.CONFIGS[:1]
@@ -19,7 +20,12 @@ def silent(stage: str, done: int, total: int | None) -> None:
     pass
 
 
-def test_tables_of_the_characters(tmp_path: Path) -> None:
+def few(data: str, model: Path) -> Samples:
+    return open_dataset(data, model, "calibration").first(64)
+
+
+def test_tables_of_the_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "calibration_data", few)
     converted = tables.convert_all(characters.MODEL, CONFIGS, "characters", tmp_path, silent)
     split = characters.load("test")
     arrays = {"image": split.images[:256], LABELS: split.labels[:256]}
