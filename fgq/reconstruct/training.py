@@ -45,7 +45,7 @@ SCALES = Stage(300, 0.0, 1e-3)
 CODES = Stage(600, 2e-3, 1e-3)
 """Of a block alone: with codes as they are, then with all that can be trained."""
 
-JOINT = Stage(600, 1e-3, 3e-4)
+JOINT = Stage(600, 1e-2, 1e-3)
 """Of blocks together."""
 
 
