@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fgq.converters.biases import Bias
@@ -28,7 +27,7 @@ from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, relat
 from fgq.reconstruct.weights import TrainedVector, TrainedWeight
 from fgq.refine.moments import Single
 from fgq.refine.network import HELD_OUT_EVERY, Refined, Task
-from fgq.refine.pieces import Piece, Prefix, Replacement, Values
+from fgq.refine.pieces import Piece, Prefix, Replacement, Shelf
 
 
 def reconstruct_network(
@@ -170,8 +169,9 @@ class _Trainer:
         quantized.advance(nodes[0])
         exact.advance(stretch.nodes[0])
         run = Piece(self._float_model, stretch.nodes, [str(end.outputs[0].name) for end in stretch.ends])
+        shelf = Shelf()
         examples = [
-            Example(given, partial(_outputs, run, wanted))
+            Example(given, list(shelf.hold(run(wanted)).values()))
             for given, wanted in zip(quantized.batches, exact.batches, strict=True)
         ]
         tasks = [self._tasks[layer.name] for layer in stretch.layers]
@@ -197,10 +197,6 @@ class _Trainer:
             return members
         every = list(self._model.graph)
         return every[every.index(members[0]) : every.index(members[-1]) + 1]
-
-
-def _outputs(run: Piece, values: Values) -> list[NDArray[np.float32]]:
-    return list(run(values).values())
 
 
 def _train(

@@ -55,12 +55,12 @@ class Example(NamedTuple):
     Parameters
     ----------
     values : dict of str to ndarray
-    wanted : callable
-        Returns an array for each output of the block.
+    wanted : sequence of ndarray of float32
+        One for each output of the block.
     """
 
     values: Values
-    wanted: Callable[[], Sequence[NDArray[np.float32]]]
+    wanted: Sequence[NDArray[np.float32]]
 
 
 def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Sequence[Example]) -> float:
@@ -76,9 +76,8 @@ def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Se
     noise, power = np.zeros(len(block.outputs)), np.zeros(len(block.outputs))
     with torch.no_grad():
         for example in examples:
-            wanted = example.wanted()
-            noise += [float(error) for error in _squared(block, constants, example.values, wanted)]
-            power += _powers(wanted)
+            noise += [float(error) for error in _squared(block, constants, example)]
+            power += _powers(example)
     return float(np.mean(noise / np.where(power > 0, power, 1.0)))
 
 
@@ -127,7 +126,7 @@ def train(
         order = order or rng.permutation(len(groups)).tolist()
         constants = block.constants()
         members = [examples[place] for place in groups[order.pop()]]
-        errors = [_squared(block, constants, member.values, member.wanted()) for member in members]
+        errors = [_squared(block, constants, member) for member in members]
         adam.zero_grad()
         (torch.stack(errors).sum(0) / units).mean().backward()  # type: ignore[no-untyped-call]
         adam.step()
@@ -138,17 +137,14 @@ def train(
     return all(bool(torch.isfinite(parameter).all()) for parameter in (*positions, *shifts))
 
 
-def _squared(
-    block: Block, constants: Mapping[Place, Tensor], values: Values, wanted: Sequence[NDArray[np.float32]]
-) -> Tensor:
+def _squared(block: Block, constants: Mapping[Place, Tensor], example: Example) -> Tensor:
     """Return the squared error of each output."""
-    given = block(values, constants)
-    pairs = zip(given, wanted, strict=True)
+    pairs = zip(block(example.values, constants), example.wanted, strict=True)
     return torch.stack([torch.sum((y - torch.from_numpy(np.asarray(exact))) ** 2) for y, exact in pairs])
 
 
-def _powers(wanted: Sequence[NDArray[np.float32]]) -> Float:
-    return np.array([np.sum(np.square(exact, dtype=np.float64)) for exact in wanted])
+def _powers(example: Example) -> Float:
+    return np.array([np.sum(np.square(exact, dtype=np.float64)) for exact in example.wanted])
 
 
 def _groups(examples: Sequence[Example]) -> tuple[list[list[int]], Float]:
@@ -159,8 +155,7 @@ def _groups(examples: Sequence[Example]) -> tuple[list[list[int]], Float]:
         if samples >= TOGETHER:
             groups.append([])
             samples = 0
-        wanted = example.wanted()
         groups[-1].append(place)
-        samples += len(wanted[0])
-        power = power + _powers(wanted)
+        samples += len(example.wanted[0])
+        power = power + _powers(example)
     return groups, power

@@ -180,15 +180,23 @@ class Prefix:
         later = {str(value.name) for other in self._nodes[place:] for value in reads(other)}
         wanted = [str(value.name) for other in piece for value in other.outputs if value.name in later]
         run = Piece(self._model, piece, wanted, self._replaced)
-        held = 0
+        shelf = Shelf()
         for index, values in enumerate(self.batches):
             known = values | run(values)
-            kept = {name: array for name, array in known.items() if name in later}
-            held += sum(array.nbytes for array in kept.values())
-            self.batches[index] = (
-                kept if held <= HELD_BYTES else {name: _on_disk(kept[name]) for name in kept}
-            )
+            self.batches[index] = shelf.hold({name: known[name] for name in known if name in later})
         self._done = place
+
+
+class Shelf:
+    """Holds values, up to `HELD_BYTES` of them in memory."""
+
+    def __init__(self) -> None:
+        self._held = 0
+
+    def hold(self, values: Values) -> Values:
+        """Return the same values, in temporary files where memory holds enough already."""
+        self._held += sum(array.nbytes for array in values.values())
+        return values if self._held <= HELD_BYTES else {name: _on_disk(values[name]) for name in values}
 
 
 def _on_disk(array: NDArray[Any]) -> NDArray[Any]:
