@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fgq import onnx_file
 from fgq.eval.pareto.front import front
 from fgq.eval.pareto.points import FLOAT, PRECISIONS
 from fgq.eval.pareto.table import COSTS, Network, known
-from fgq.eval.study.plot import matplotlib
+from fgq.eval.study.plot import finish, matplotlib
 
 _STYLES = dict(
     zip(
@@ -49,7 +48,7 @@ def draw(found: Sequence[Network], paths: Sequence[Path]) -> None:
     OutputError
         If an image cannot be written.
     """
-    mpl = matplotlib()
+    matplotlib()  # or say how to install it
     from matplotlib.figure import Figure
 
     costs = [cost for cost in COSTS if known(found, cost)]
@@ -61,17 +60,9 @@ def draw(found: Sequence[Network], paths: Sequence[Path]) -> None:
     _draw_gap(places[len(costs)], found)
     for axes in places[len(costs) + 1 :]:
         axes.set_visible(False)
-    for axes in places:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
-    for path in paths:
-        svg = path.suffix == ".svg"
-        # The same figures give the same file.
-        with onnx_file.staged(path) as staged, mpl.rc_context({"svg.hashsalt": "fgq"}):
-            figure.savefig(staged, dpi=130, metadata={"Date": None} if svg else None)
+    finish(figure, paths, dpi=130)
 
 
 def _draw_cost(axes: Any, found: Sequence[Network], cost: str) -> None:

@@ -46,7 +46,7 @@ def draw_group_size(study: Study, paths: Sequence[Path]) -> None:
     OutputError
         If an image cannot be written.
     """
-    mpl = matplotlib()
+    matplotlib()  # or say how to install it
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 8), layout="constrained")
@@ -58,15 +58,36 @@ def draw_group_size(study: Study, paths: Sequence[Path]) -> None:
     below.set_xticks(sizes, [str(size) for size in sizes])
     below.set_xticks([], minor=True)
     below.set_xlabel("group size N: weights that share one scale")
-    for axes in (above, below):
+    finish(figure, paths, dpi=150)
+
+
+def finish(figure: Any, paths: Sequence[Path], *, dpi: int) -> None:
+    """Give all axes of a figure the look of the studies, and write it.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    paths : sequence of Path
+        Images to write, .svg or .png.
+    dpi : int
+        Dots an inch of pixel images.
+
+    Raises
+    ------
+    ConfigError
+        If matplotlib is not installed.
+    OutputError
+        If an image cannot be written.
+    """
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     for path in paths:
         svg = path.suffix == ".svg"
         # The same figures give the same file.
-        with onnx_file.staged(path) as staged, mpl.rc_context({"svg.hashsalt": "fgq"}):
-            figure.savefig(staged, dpi=150, metadata={"Date": None} if svg else None)
+        with onnx_file.staged(path) as staged, matplotlib().rc_context({"svg.hashsalt": "fgq"}):
+            figure.savefig(staged, dpi=dpi, metadata={"Date": None} if svg else None)
 
 
 def matplotlib() -> Any:
