@@ -203,7 +203,8 @@ def train(
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            average.update_parameters(student)
+            if schedule.ema:
+                average.update_parameters(student)
             done = step + 1
             if metrics is not None:
                 metrics.write(done, loss.item(), schedule.rate_at(step), strength)
