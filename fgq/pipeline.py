@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from fgq import onnx_file
 from fgq.calibrate import observe
 from fgq.config import ConversionConfig, Recipe
-from fgq.container import FORM_KEY
+from fgq.container import sign
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
@@ -368,8 +367,7 @@ def _finish(
 
     report_progress("write", 0, None)
     write_weights(model, layers, config.form, dynamic)
-    model.producer_name, model.producer_version = "fgq", version("fgq")
-    model.metadata_props[FORM_KEY] = config.form.value
+    sign(model, config.form, [choice.layer.name for choice in choices if choice.scaled])
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     check = job.check

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgq import onnx_file
-from fgq.container import constant, read_weight
+from fgq.container import constant, read_weight, scaled_layers
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
@@ -32,7 +32,7 @@ def load_converted(
     path: str | os.PathLike[str],
     float_model: str | os.PathLike[str] | None = None,
 ) -> list[str]:
-    """Take the quantized weights, the scales and the biases of a conversion.
+    """Take the quantized weights, the scales and the biases of a conversion, all or none.
 
     A node is a layer's if it has the layer's name, or its weight or its bias has the name of the layer's, or
     the node of the same name in the float model has the layer's weights.
@@ -54,18 +54,26 @@ def load_converted(
     Raises
     ------
     ModelError
-        If the file holds none of the layers, or a weight of another shape.
+        If the file holds none of the layers, a weight of another shape, or one that took scales of its
+        input's channels (`fgq.smooth`): its codes are not those of the layer's weight.
     """
     layers = quantized_layers(module)
     by_node = {} if float_model is None else _by_weights(layers, float_model)
-    found = []
-    for node in onnx_file.load(path).graph:
+    found: dict[str, tuple[QuantizedTensor, NDArray[np.float32] | None]] = {}
+    model = onnx_file.load(path)
+    scaled = scaled_layers(model)
+    for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
             continue
         bias = _bias(node)
         name = by_node.get(str(node.name)) or _named(node, bias, layers)
         if name is None:
             continue
+        if node.name in scaled:
+            raise ModelError(
+                f"{path}: {name}: found a weight that took scales of its input's channels, wanted one "
+                "converted without them; convert with --no-smooth"
+            )
         layer = layers[name]
         axes = (layer.channel_axis, layer.group_axis)
         if node.op_type != "MatMul":  # which holds a Linear's weight the other way round
@@ -75,17 +83,18 @@ def load_converted(
         if tensor is None or tensor.shape != tuple(layer.weight.shape):
             shape = "no quantized weight" if tensor is None else str(list(tensor.shape))
             raise ModelError(f"{path}: {name}: found {shape}, wanted {list(layer.weight.shape)}")
-        layer.start_from(tensor)
-        array = _dequantized(bias)
-        if array is not None and layer.bias is not None:
-            layer.bias.copy_(torch.from_numpy(array.copy()))
-        found.append(name)
+        found[name] = tensor, _dequantized(bias)
     if not found:
         raise ModelError(
             f"{path}: found none of the module's layers, wanted nodes, weights or biases with their names; "
             "give the float model too, whose weights tell which they are"
         )
-    return found
+    for name, (tensor, array) in found.items():
+        layer = layers[name]
+        layer.start_from(tensor)
+        if array is not None and layer.bias is not None:
+            layer.bias.copy_(torch.from_numpy(array.copy()))
+    return list(found)
 
 
 def plan_for(

@@ -6,7 +6,6 @@ import copy
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from importlib.metadata import version
 
 import onnx
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from fgq import onnx_file
 from fgq.config import Form
-from fgq.container import ACTIVATION_BOUNDS, FORM_KEY
+from fgq.container import ACTIVATION_BOUNDS, sign
 from fgq.converters import quantized_graph
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
@@ -90,8 +89,7 @@ def export(
         written.append(quantized_graph.QuantizedLayer(entry, tensor, scale))
         found.add(owner)
     quantized_graph.write_weights(model, written, form, {})
-    model.producer_name, model.producer_version = "fgq", version("fgq")
-    model.metadata_props[FORM_KEY] = form.value
+    sign(model, form)
     with onnx_file.staged(path) as place:
         onnx_file.save(model, place)
     return [name for name in layers if name not in found]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fgq
 from fgq.cli import app
-from fgq.errors import ConfigError, DataError
+from fgq.errors import ConfigError, DataError, ModelError
 from fgq.plan.document import plan_of
 from fgq.scheme import Codes, WeightScheme
 from fgq.train import export, load_converted, prepare, quantized_layers
@@ -172,14 +172,16 @@ def test_compiled_formulas_give_the_losses_of_plain_ones(tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def converted(tmp_path, name):
-    """A conversion of the encoder under other names, and the float model."""
+def float_model(tmp_path, name, gain=None):
+    """The encoder under other names as a file, and a feed."""
     from fgq.eval.torch_export import export_onnx
 
     class Wrapped(nn.Module):
         def __init__(self):
             super().__init__()
             self.inner = encoder()
+            if gain is not None:
+                self.inner.norm.weight.data.copy_(gain)
 
         def forward(self, ids, mask):
             return self.inner(ids, mask)
@@ -194,7 +196,7 @@ def converted(tmp_path, name):
 
 
 def test_the_layers_of_a_conversion_and_of_a_plan_are_found_by_the_float_weights(tmp_path):
-    path, feed = converted(tmp_path, "float")
+    path, feed = float_model(tmp_path, "float")
     model, report = fgq.convert(path, group_size=8, calibration=feed, recipe="fgq")
     (tmp_path / "converted.onnx").write_bytes(model.SerializeToString())
     example = tuple(torch.from_numpy(value) for value in feed.values())
@@ -212,6 +214,21 @@ def test_the_layers_of_a_conversion_and_of_a_plan_are_found_by_the_float_weights
     found = load_converted(module, tmp_path / "converted.onnx", path)
     assert sorted(found) == ["mix", "out"]
     np.testing.assert_array_equal(quantized_layers(module)["mix"].tensor().int8(), wanted["mix"].int8())
+
+
+def test_codes_of_weights_that_took_scales_are_refused(tmp_path):
+    path, feed = float_model(tmp_path, "float", gain=torch.where(torch.arange(24) % 8 == 0, 40.0, 1.0))
+    options = {"group_size": 8, "calibration": feed, "recipe": "fgq", "activations": "int4"}
+    example = tuple(torch.from_numpy(value) for value in feed.values())
+    module = prepare(encoder(), WeightScheme(group_size=8), example, plan={"table": None})
+    for smooth in (True, False):
+        model, _ = fgq.convert(path, smooth=smooth, **options)
+        (tmp_path / "converted.onnx").write_bytes(model.SerializeToString())
+        if smooth:
+            with pytest.raises(ModelError, match=r"out: found a weight that took scales .* --no-smooth"):
+                load_converted(module, tmp_path / "converted.onnx", path)
+        else:
+            assert "mix" in load_converted(module, tmp_path / "converted.onnx", path)
 
 
 def test_weights_that_have_lost_their_names_are_written_all_the_same(tmp_path):
