@@ -23,14 +23,14 @@ from fgq import onnx_file
 from fgq.config import ConversionConfig, Recipe, Step
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Feed, as_batches, input_specs
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, FEED, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
+from fgq.eval.document import check_places, markdown_table, rewrite, run_command
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
-from fgq.eval.tables import markdown_table, replace_tables
 from fgq.eval.torch_export import save_onnx
 from fgq.pipeline import convert_file
 
@@ -183,19 +183,13 @@ def main(
         if name not in NETWORKS:
             raise DataError(f"network {name!r}: not known, wanted one of {', '.join(NETWORKS)}")
     tables = {f"ablation {name}": "" for name in wanted}
-    replace_tables(out.read_text(encoding="utf-8"), tables)  # refused before the work
+    check_places(out, tables)
     with Console(stderr=True).status("") as status:
         for name in wanted:
             network = characters_network() if name == CHARACTERS else minilm_network(keep)
             tables[f"ablation {name}"] = ablation_table(network, name, keep, status.update)
-    document = replace_tables(out.read_text(encoding="utf-8"), tables)
-    with onnx_file.staged(out) as path:
-        path.write_text(document, encoding="utf-8")
+    rewrite(out, tables)
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(main)

@@ -5,16 +5,15 @@
     python -m fgq.eval.characters.render --split test --count 50000 --out test50000.npz
     python -m fgq.eval.tables --out docs/accuracy.md --images test50000.npz
 
-The document is written by hand; each table in it stands between ``<!-- table NAME -->`` and
-``<!-- end NAME -->``, and is replaced. MiniLM needs the extra ``text``, and the
-recipe ``reconstruct`` the extra ``train``.
+Its tables are replaced (`fgq.eval.document`). MiniLM needs the extra ``text``, and the recipe
+``reconstruct`` the extra ``train``.
 """
 
 from __future__ import annotations
 
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -29,11 +28,12 @@ from fgq import onnx_file
 from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import LABELS, Samples, as_samples, input_specs
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
+from fgq.eval.document import check_places, markdown_table, rewrite, run_command
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx
@@ -192,30 +192,6 @@ def minilm_table(folder: Path, progress: Progress) -> str:
     )
 
 
-def replace_tables(document: str, tables: Mapping[str, str]) -> str:
-    """Put each table between its marks.
-
-    Parameters
-    ----------
-    document : str
-    tables : mapping of str to str
-        By name, in Markdown.
-
-    Raises
-    ------
-    DataError
-        If the document has no place for a table.
-    """
-    for name, table in tables.items():
-        start, end = f"<!-- table {name} -->", f"<!-- end {name} -->"
-        before, found, rest = document.partition(start)
-        _, ended, after = rest.partition(end)
-        if not found or not ended:
-            raise DataError(f"document: found no place for the table, wanted the lines {start} and {end}")
-        document = f"{before}{start}\n{table}\n{end}{after}"
-    return document
-
-
 def _setting(config: ConversionConfig) -> list[str]:
     mixed = config.target_bits is not None
     weights = f"{config.target_bits:g} bits N={config.group_size}" if mixed else str(config.weight_scheme)
@@ -225,12 +201,6 @@ def _setting(config: ConversionConfig) -> list[str]:
 
 def _kilobytes(path: Path) -> str:
     return f"{path.stat().st_size / 1000:,.0f}"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown, its cells right-aligned."""
-    lines = [columns, ["---:"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _images(path: Path) -> Samples:
@@ -257,9 +227,7 @@ def main(
     for name in wanted:
         if name not in TABLES:
             raise DataError(f"table {name!r}: not known, wanted one of {', '.join(TABLES)}")
-    if not out.is_file():
-        raise DataError(f"{out}: found no such file, wanted a document with places for tables")
-    replace_tables(out.read_text(encoding="utf-8"), dict.fromkeys(wanted, ""))  # refused before the work
+    check_places(out, wanted)
     found = {}
     with tempfile.TemporaryDirectory(prefix="fgq-") as name, Console(stderr=True).status("") as status:
         folder = Path(name) if keep is None else keep
@@ -280,14 +248,8 @@ def main(
             found["engines"] = engines_table(converted, committed, progress)
         if "minilm" in wanted:
             found["minilm"] = minilm_table(folder, progress)
-    document = replace_tables(out.read_text(encoding="utf-8"), found)
-    with onnx_file.staged(out) as path:
-        path.write_text(document, encoding="utf-8")
+    rewrite(out, found)
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(main)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgq.errors import ConfigError, FgqError
+from fgq.errors import ConfigError
+from fgq.eval.document import run_command
 from fgq.eval.light_models import LIGHT_MODELS, light_model
 from fgq.eval.torch_export import Exporter, export_onnx, require, save_onnx
 
@@ -223,8 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(main)

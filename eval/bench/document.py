@@ -5,8 +5,7 @@
     fgq bench kernels --json build/bench.json
     python -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
 
-The document is written by hand; each table in it stands between ``<!-- table NAME -->`` and
-``<!-- end NAME -->``, and is replaced. The plot needs the extra ``report``.
+Its tables are replaced (`fgq.eval.document`). The plot needs the extra ``report``.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from typing import Annotated
 
 import typer
 
-from fgq import onnx_file
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 from fgq.eval.bench import report
 from fgq.eval.bench.kernels import Result
 from fgq.eval.bench.roofline import draw_roofline
-from fgq.eval.tables import replace_tables
+from fgq.eval.document import check_places, markdown_table, rewrite, run_command
 
 
 def tables(result: Result) -> dict[str, str]:
@@ -36,12 +34,12 @@ def tables(result: Result) -> dict[str, str]:
     products, convolutions = rows.get("MatMul", []), rows.get("Conv", [])
     facts = report.machine_facts(result)
     return {
-        "machine": _markdown((["", ""], [[name, fact] for name, fact in facts.items()])),
-        "claims": _markdown(report.claims_table(result.rows)),
-        "llm": _markdown(report.kernels_table(products)),
-        "llm-times": _markdown(report.times_table(products)),
-        "resnet50": _markdown(report.means_table(convolutions)),
-        "resnet50-times": _markdown(report.times_table(convolutions)),
+        "machine": markdown_table(["", ""], [[name, fact] for name, fact in facts.items()]),
+        "claims": markdown_table(*report.claims_table(result.rows)),
+        "llm": markdown_table(*report.kernels_table(products)),
+        "llm-times": markdown_table(*report.times_table(products)),
+        "resnet50": markdown_table(*report.means_table(convolutions)),
+        "resnet50-times": markdown_table(*report.times_table(convolutions)),
     }
 
 
@@ -65,13 +63,6 @@ def read_result(path: Path) -> Result:
         ) from None
 
 
-def _markdown(table: report.Table) -> str:
-    columns, lines = table
-    rule = ["---"] + ["---:"] * (len(columns) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *escaped))
-
-
 def main(
     measured: Annotated[Path, typer.Argument(metavar="BENCH.json", help="What fgq bench kernels wrote.")],
     out: Annotated[Path, typer.Option(help="The document whose tables to replace.")],
@@ -79,17 +70,11 @@ def main(
 ) -> None:
     """Replace the tables of a document and draw its plot."""
     result = read_result(measured)
-    if not out.is_file():
-        raise DataError(f"{out}: found no such file, wanted a document with places for tables")
-    document = replace_tables(out.read_text(encoding="utf-8"), tables(result))
+    found = tables(result)
+    check_places(out, found)
     draw_roofline(result, plot)
-    with onnx_file.staged(out) as path:
-        path.write_text(document, encoding="utf-8")
+    rewrite(out, found)
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(main)

@@ -17,18 +17,16 @@ from typing import Annotated
 
 import typer
 
-from fgq import onnx_file
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 from fgq.eval.bench import report
 from fgq.eval.bench.baselines import FLOAT, OPENVINO
-from fgq.eval.bench.document import _markdown
 from fgq.eval.bench.engines import label
 from fgq.eval.bench.kernels import Result as KernelsResult
 from fgq.eval.bench.model_claims import DYNAMIC, INT8, claims
 from fgq.eval.bench.model_files import BUILT_IN
 from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
-from fgq.eval.tables import replace_tables
+from fgq.eval.document import markdown_table, rewrite, run_command
 
 _BASELINES = (FLOAT, INT8, DYNAMIC, OPENVINO)
 """Against which ratios are told, where a run holds them."""
@@ -139,9 +137,9 @@ def document_tables(result: Result) -> dict[str, str]:
     """
     rows = rows_of(result)
     return {
-        "machine": _markdown(machine_table(result)),
-        "claims": _markdown(claims_table(result)),
-        **{model: _markdown(model_table(rows.get(model, []))) for model in BUILT_IN},
+        "machine": markdown_table(*machine_table(result)),
+        "claims": markdown_table(*claims_table(result)),
+        **{model: markdown_table(*model_table(rows.get(model, []))) for model in BUILT_IN},
     }
 
 
@@ -171,16 +169,8 @@ def main(
 ) -> None:
     """Replace the tables of a document."""
     result = read_result(measured)
-    if not out.is_file():
-        raise DataError(f"{out}: found no such file, wanted a document with places for tables")
-    document = replace_tables(out.read_text(encoding="utf-8"), document_tables(result))
-    with onnx_file.staged(out) as path:
-        path.write_text(document, encoding="utf-8")
+    rewrite(out, document_tables(result))
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(main)
