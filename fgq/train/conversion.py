@@ -35,7 +35,8 @@ def load_converted(
     """Take the quantized weights, the scales and the biases of a conversion, all or none.
 
     A node is a layer's if it has the layer's name, or its weight or its bias has the name of the layer's, or
-    the node of the same name in the float model has the layer's weights.
+    the node of the same name in the float model has the layer's weights. Other parameters, as those of a
+    normalization, are taken where the file has them by name: the recipe ``reconstruct`` trains them too.
 
     Parameters
     ----------
@@ -94,6 +95,11 @@ def load_converted(
         layer.start_from(tensor)
         if array is not None and layer.bias is not None:
             layer.bias.copy_(torch.from_numpy(array.copy()))
+    own = {id(parameter) for layer in layers.values() for parameter in layer.parameters()}
+    for name, parameter in module.named_parameters():
+        array = constant(model.graph.initializers.get(name))
+        if id(parameter) not in own and array is not None and array.shape == tuple(parameter.shape):
+            parameter.copy_(torch.from_numpy(array.copy()))
     return list(found)
 
 
