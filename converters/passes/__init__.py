@@ -9,22 +9,33 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fgq import onnx_file
+from fgq.converters.passes.constant_shape import ConstantShape
 from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
 from fgq.converters.passes.fold_constants import FoldConstants
+from fgq.converters.passes.mean_to_pool import MeanToPool
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
 from fgq.errors import ModelError
 from fgq.shapes import InferShapes
 
-__all__ = ["FoldBatchNorm", "FoldConstants", "PlainGemm", "SumToAdd", "prepare"]
+__all__ = [
+    "ConstantShape",
+    "FoldBatchNorm",
+    "FoldConstants",
+    "MeanToPool",
+    "PlainGemm",
+    "SumToAdd",
+    "prepare",
+]
 
 
 def prepare(model: ir.Model) -> None:
     """Bring a float model, in place, to the shape in which layers are looked for.
 
     Afterwards functions are inlined, every constant is an initializer of the main graph, layout operators
-    on constants are gone, batch normalization is folded into the convolutions before it, Gemm has
-    alpha = beta = 1 and a bias of one axis, every node has a name that no other node of its graph has, and
+    on constants are gone, shapes of Reshape are constants where one axis at most is open, means over pixels
+    are poolings, batch normalization is folded into the convolutions before it, Gemm has alpha = beta = 1
+    and a bias of one axis, every node has a name that no other node of its graph has, and
     shapes are inferred.
 
     Parameters
@@ -45,6 +56,8 @@ def prepare(model: ir.Model) -> None:
         FoldConstants(),
         SumToAdd(),
         InferShapes(),
+        MeanToPool(),
+        ConstantShape(),
         FoldBatchNorm(),
         PlainGemm(),
         common.RemoveUnusedNodesPass(),

@@ -1,0 +1,59 @@
+"""The mean over all pixels is GlobalAveragePool, which int8 engines know."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from fgq.container import constant
+from fgq.converters.rewriting import add_initializer, redirect, take_name
+
+
+class MeanToPool(ir.passes.InPlacePass):
+    """Replace ReduceMean over the spatial axes of images by GlobalAveragePool.
+
+    1. The input's rank is known to be 4, and the axes are constants: 2 and 3, in any order or counted from
+       the end.
+    2. Where the axes are not kept, Reshape drops them behind the pool.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Run the pass in place."""
+        modified = False
+        for node in list(model.graph.all_nodes()):
+            if node.op_type != "ReduceMean" or node.domain != "" or not _over_pixels(node):
+                continue
+            kept = bool(node.attributes.get_int("keepdims", 1))
+            node.op_type = "GlobalAveragePool"
+            node.attributes.clear()
+            node.resize_inputs(1)
+            if not kept:
+                _drop_axes(model.graph, node)
+            modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def _over_pixels(node: ir.Node) -> bool:
+    shape = None if node.inputs[0] is None else node.inputs[0].shape
+    if shape is None or len(shape) != 4:
+        return False
+    axes = list(node.attributes.get_ints("axes", ()))
+    if len(node.inputs) > 1 and node.inputs[1] is not None:  # an input from opset 18 on
+        found = constant(node.inputs[1])
+        axes = [] if found is None else found.ravel().tolist()
+    return sorted(axis % 4 for axis in axes) == [2, 3]
+
+
+def _drop_axes(graph: ir.Graph, pool: ir.Node) -> None:
+    mean = pool.outputs[0]
+    home = pool.graph
+    assert home is not None
+    shape = add_initializer(graph, f"{mean.name}.shape", np.array([0, -1], np.int64))
+    reshape = ir.Node("", "Reshape", [mean, shape], name=f"{pool.name}.reshape")
+    home.insert_after(pool, reshape)
+    redirect(mean, reshape.outputs[0], keep=[reshape])
+    take_name(mean, reshape.outputs[0], ".pool")
+    given = pool.inputs[0]
+    assert given is not None
+    assert given.shape is not None
+    mean.shape = ir.Shape([*given.shape[:2], 1, 1])
