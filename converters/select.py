@@ -35,15 +35,12 @@ class Choice:
         None where the layer's input stays float.
     note : str
         Why the layer differs from what was asked, or an empty string.
-    scaled : bool
-        Whether the weight took scales of its input's channels (`fgq.smooth`).
     """
 
     layer: Layer
     weights: WeightScheme
     activations: ActivationScheme | None
     note: str
-    scaled: bool = False
 
 
 def choose_schemes(

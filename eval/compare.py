@@ -12,6 +12,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq import onnx_file
+from fgq.container import SCALED_KEY
+from fgq.converters.passes import prepare
+from fgq.converters.passes.move_scales import repeat_moves
+from fgq.converters.reader import read_float_model
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Source, as_batches, input_specs
 from fgq.errors import ModelError
@@ -105,6 +109,10 @@ def compare(
         If the data do not fit the float model.
     """
     reference, candidate = onnx_file.load(float_model), onnx_file.load(converted)
+    if SCALED_KEY in candidate.metadata_props:  # then layers' results are scaled too
+        reference = read_float_model(float_model)
+        prepare(reference)
+        repeat_moves(reference, candidate)
     inputs = input_specs(reference)
     shared = _shared_results(reference, candidate)
     names = [str(value.name) for value in shared]

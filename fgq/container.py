@@ -18,8 +18,6 @@ onnxruntime folds it to int8 when it loads the model.
 from __future__ import annotations
 
 import functools
-import json
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -48,7 +46,7 @@ FORM_KEY = "fgq.form"
 """The key under which a converted model's metadata name the form of its weights."""
 
 SCALED_KEY = "fgq.scaled"
-"""The key under which they name the layers whose weights took scales of channels, as a JSON list."""
+"""The key under which they tell of scales of channels that weights took (`converters.passes.move_scales`)."""
 
 PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.DUAL)
 """Codes that a table says how to read from bytes; INT8 is written as it is."""
@@ -116,26 +114,10 @@ def constant(value: ir.Value | None) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def sign(model: ir.Model, form: str, scaled: Sequence[str] = ()) -> None:
-    """Write into a converted model who made it, and how.
-
-    Parameters
-    ----------
-    model : onnx_ir.Model
-    form : str
-        Of its weights.
-    scaled : sequence of str
-        Layers whose weights took scales of their input's channels (`fgq.smooth`).
-    """
+def sign(model: ir.Model, form: str) -> None:
+    """Write into a converted model who made it, and the form of its weights."""
     model.producer_name, model.producer_version = "fgq", version("fgq")
     model.metadata_props[FORM_KEY] = form
-    if scaled:
-        model.metadata_props[SCALED_KEY] = json.dumps(list(scaled))
-
-
-def scaled_layers(model: ir.Model) -> set[str]:
-    """Return the layers that `sign` was told of as scaled."""
-    return set(json.loads(model.metadata_props.get(SCALED_KEY, "[]")))
 
 
 def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -> QuantizedTensor | None:

@@ -367,7 +367,7 @@ def _finish(
 
     report_progress("write", 0, None)
     write_weights(model, layers, config.form, dynamic)
-    sign(model, config.form, [choice.layer.name for choice in choices if choice.scaled])
+    sign(model, config.form)
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     check = job.check

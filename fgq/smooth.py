@@ -70,7 +70,7 @@ def smooth(
     Returns
     -------
     list of Choice
-        Marked, with a note, where a layer's input was scaled.
+        With a note where a layer's input was scaled.
     """
     by_node = {choice.layer.node: choice for choice in choices}
     readings = find_readings([choice.layer for choice in choices if choice.activations is not None])
@@ -202,4 +202,4 @@ def _quantized(values: Single, quantizer: Quantizer) -> Single:
 def _with_note(choice: Choice, note: str) -> Choice:
     if not note:
         return choice
-    return replace(choice, note=f"{choice.note}; {note}" if choice.note else note, scaled=True)
+    return replace(choice, note=f"{choice.note}; {note}" if choice.note else note)

@@ -3,10 +3,15 @@ r"""Move scales of channels out of activations and into the weights that multipl
 For any positive s of each channel, ``x W = (x / s) (s W)``. Where x comes from a normalization or another
 layer, ``1 / s`` goes into its constants; a Mul computes it where other operators read x too (SmoothQuant,
 Xiao et al. 2022, arXiv 2211.10438, section 4). Powers of two change no value but its exponent.
+
+The model's metadata tell which scales were moved, so that its weights can be compared with the float ones
+that they stand for.
 """
 
 from __future__ import annotations
 
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +19,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
-from fgq.converters.layers import Layer
+from fgq.container import SCALED_KEY, constant
+from fgq.converters.layers import Layer, find_layers
 from fgq.converters.rewriting import add_initializer, sole_consumer
+from fgq.errors import ModelError
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
 """Operators that a positive scale of each channel passes through."""
@@ -108,11 +114,12 @@ class MoveScales(ir.passes.InPlacePass):
 
     1. Weights and the constants before become new initializers, as others may share the old ones.
     2. Without such constants the layers read a Mul by the inverse scales; other readers go on as they were.
+    3. The metadata hold the scales of each tensor and the layers that took them, for `repeat_moves`.
 
     Parameters
     ----------
     scales : mapping of Reading to ndarray of float32, shape (C,)
-        Positive scales of the channels.
+        Scales of the channels, powers of two.
     """
 
     def __init__(self, scales: Mapping[Reading, NDArray[np.float32]]) -> None:
@@ -130,7 +137,50 @@ class MoveScales(ir.passes.InPlacePass):
             else:
                 for parameter in reading.source:
                     parameter.multiply(model.graph, inverse)
+        if self._scales:
+            model.metadata_props[SCALED_KEY] = json.dumps([_record(*move) for move in self._scales.items()])
         return ir.passes.PassResult(model, bool(self._scales))
+
+
+def repeat_moves(model: ir.Model, converted: ir.Model) -> None:
+    """Move scales in a float model, in place, as in the conversion that was made from it.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+        The prepared float model.
+    converted : onnx_ir.Model
+
+    Raises
+    ------
+    ModelError
+        If the float model has no such tensors and layers.
+    """
+    records = json.loads(converted.metadata_props.get(SCALED_KEY, "[]"))
+    scaled = {name for record in records for name in record["layers"]}
+    layers = [entry for entry in find_layers(model) if isinstance(entry, Layer) and not entry.in_subgraph]
+    readings = {r.tensor.name: r for r in find_readings([each for each in layers if each.name in scaled])}
+    moves = {}
+    for record in records:
+        reading = readings.get(record["tensor"])
+        exponents = np.frombuffer(b64decode(record["exponents"]), np.int8)
+        if reading is None or sorted(each.name for each in reading.layers) != sorted(record["layers"]):
+            raise ModelError(
+                f"converted model: {record['tensor']}: found scales of channels that no layer of the float "
+                "model takes, wanted the model from which it was converted"
+            )
+        moves[reading] = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    MoveScales(moves)(model)
+
+
+def _record(reading: Reading, scales: NDArray[np.float32]) -> dict[str, object]:
+    mantissas, exponents = np.frexp(scales)
+    assert (mantissas == 0.5).all()  # powers of two
+    return {
+        "tensor": str(reading.tensor.name),
+        "layers": [layer.name for layer in reading.layers],
+        "exponents": b64encode((exponents - 1).astype(np.int8).tobytes()).decode("ascii"),
+    }
 
 
 def _channel_axis(layer: Layer) -> int | None:

@@ -13,6 +13,7 @@ from fgq import onnx_file
 from fgq.calibrate import observe
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.passes import prepare
+from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
 from fgq.eval.compare import BATCH, compare
@@ -142,6 +143,7 @@ def study(
     model = read_float_model(float_model)
     float_bytes = model_bytes(float_model, model)
     prepare(model)
+    repeat_moves(model, candidate)
     found = pair_layers(model, candidate)
     pairs = [entry.quantized for entry in found if entry.quantized is not None]
 

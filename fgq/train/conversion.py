@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgq import onnx_file
-from fgq.container import constant, read_weight, scaled_layers
+from fgq.container import SCALED_KEY, constant, read_weight
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
@@ -55,14 +55,18 @@ def load_converted(
     Raises
     ------
     ModelError
-        If the file holds none of the layers, a weight of another shape, or one that took scales of its
-        input's channels (`fgq.smooth`): its codes are not those of the layer's weight.
+        If the file holds none of the layers or a weight of another shape, or if its weights took scales of
+        channels (`fgq.smooth`): their codes are not those of the module's.
     """
     layers = quantized_layers(module)
     by_node = {} if float_model is None else _by_weights(layers, float_model)
     found: dict[str, tuple[QuantizedTensor, NDArray[np.float32] | None]] = {}
     model = onnx_file.load(path)
-    scaled = scaled_layers(model)
+    if SCALED_KEY in model.metadata_props:
+        raise ModelError(
+            f"{path}: found weights that took scales of channels, wanted those of the module; convert with "
+            "--no-smooth"
+        )
     for node in model.graph:
         if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
             continue
@@ -70,11 +74,6 @@ def load_converted(
         name = by_node.get(str(node.name)) or _named(node, bias, layers)
         if name is None:
             continue
-        if node.name in scaled:
-            raise ModelError(
-                f"{path}: {name}: found a weight that took scales of its input's channels, wanted one "
-                "converted without them; convert with --no-smooth"
-            )
         layer = layers[name]
         axes = (layer.channel_axis, layer.group_axis)
         if node.op_type != "MatMul":  # which holds a Linear's weight the other way round

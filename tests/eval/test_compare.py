@@ -9,6 +9,7 @@ import pytest
 from onnx import helper
 
 from fgq import convert
+from fgq.container import SCALED_KEY
 from fgq.errors import DataError, ModelError
 from fgq.eval.compare import compare
 
@@ -73,6 +74,23 @@ def test_equals_tensors_from_onnxruntime(models, paths, run):
         noise = ((f - c) ** 2).sum()
         assert error.signal_to_noise_db == pytest.approx(10 * math.log10((f**2).sum() / noise), abs=1e-3)
     assert errors[0].signal_to_noise_db > 30 > errors[1].signal_to_noise_db
+
+
+def test_results_that_were_scaled_are_compared_with_scaled_ones(make_model, tmp_path):
+    gains = np.where(np.arange(8) % 4 == 0, 100.0, 1.0).astype(np.float32)
+    model = make_model(TEXT, WEIGHTS | {"w": WEIGHTS["w"] * gains[:, None, None, None]})
+    paths = tmp_path / "float.onnx", tmp_path / "converted.onnx"
+    onnx.save(model, paths[0])
+    errors = {}
+    for smooth in (False, True):
+        options = {"recipe": "fgq", "group_size": 4, "activations": "int4", "weights": "int8"}
+        converted = convert(model, calibration={"x": X}, smooth=smooth, **options).model
+        assert (SCALED_KEY in [entry.key for entry in converted.metadata_props]) == smooth
+        onnx.save(converted, paths[1])
+        errors[smooth] = {error.name: error.signal_to_noise_db for error in compare(*paths, {"x": X})}
+    # Nothing before n has fewer bits or other values in one of them; beside unscaled values it were below 10.
+    assert errors[True]["n"] == pytest.approx(errors[False]["n"], abs=3)
+    assert errors[True]["n"] > 20
 
 
 def test_a_model_with_itself(paths):

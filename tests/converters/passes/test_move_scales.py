@@ -8,8 +8,9 @@ import pytest
 
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare
-from fgq.converters.passes.move_scales import MoveScales, find_readings
+from fgq.converters.passes.move_scales import MoveScales, find_readings, repeat_moves
 from fgq.converters.reader import read_float_model
+from fgq.errors import ModelError
 
 
 def normal(*shape, seed=0):
@@ -118,6 +119,26 @@ def test_powers_of_two_change_no_output(make_model, run, name):
         np.testing.assert_array_equal(left, right)
     changed = [not np.array_equal(a, layer.weight_array) for a, layer in zip(weights, layers, strict=True)]
     assert any(changed) == bool(scales)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_moves_are_repeated_from_what_a_file_tells(make_model, name):
+    model, layers = prepared(make_model, name)
+    scales = {}
+    for index, reading in enumerate(find_readings(layers)[: 1 + len(name) % 2]):
+        count = reading.layers[0].shape[reading.layers[0].group_axis]
+        scales[reading] = np.exp2(np.random.default_rng(index).integers(-6, 7, count)).astype(np.float32)
+    MoveScales(scales)(model)
+    converted = ir.from_proto(ir.to_proto(model))
+    again, layers_again = prepared(make_model, name)
+    repeat_moves(again, converted)
+    assert again.metadata_props == model.metadata_props
+    for mine, theirs in zip(layers_again, layers, strict=True):
+        np.testing.assert_array_equal(mine.weight_array, theirs.weight_array)
+    other, _ = prepared(make_model, "an output")
+    if scales:
+        with pytest.raises(ModelError, match="wanted the model from which it was converted"):
+            repeat_moves(other, converted)
 
 
 def test_a_constant_that_others_share_stays_as_it_is(make_model, run):

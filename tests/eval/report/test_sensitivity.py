@@ -1,6 +1,7 @@
 """One layer quantized alone, against the same put together by hand and run in onnxruntime."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -8,8 +9,9 @@ import pytest
 from onnx import helper, numpy_helper
 from scipy import special
 
-from fgq import onnx_file
+from fgq import convert, onnx_file
 from fgq.converters.passes import prepare
+from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.errors import DataError, ModelError
 from fgq.eval.report.layers import pair_layers
@@ -31,6 +33,7 @@ def silent(done, total):
 def opened(files):
     model, converted = read_float_model(files.float_model), onnx_file.load(files.converted)
     prepare(model)
+    repeat_moves(model, converted)
     return model, converted, [entry.quantized for entry in pair_layers(model, converted) if entry.quantized]
 
 
@@ -119,6 +122,28 @@ def test_the_whole_model(files, run):
 def test_other_activations(write_files, tmp_path, activations):
     files = write_files(tmp_path, group_size=4, activations=activations)
     assert all(value > 0 for value in measured(files, classifier=True).values())
+
+
+def test_layers_whose_weights_took_scales(make_model, tmp_path):
+    """They are put into a float model that took them too; into another they move outputs too far."""
+    gains = np.where(np.arange(8) % 4 == 0, 100.0, 1.0).astype(np.float32)
+    text = """(float[N,3,8,8] x) => (float[N,6] y) {
+        a = Conv(x, w, c) r = Relu(a) b = Conv(r, v) p = GlobalAveragePool(b) y = Flatten(p)
+    }"""
+    weights = {"w": normal(8, 3, 3, 3), "c": normal(8), "v": normal(6, 8, 3, 3)}
+    weights = {"w": weights["w"] * gains[:, None, None, None], "c": weights["c"] * gains, "v": weights["v"]}
+    paths = SimpleNamespace(float_model=tmp_path / "float.onnx", converted=tmp_path / "converted.onnx")
+    onnx.save(make_model(text, weights), paths.float_model)
+    options = {"recipe": "fgq", "group_size": 4, "activations": "int4", "smooth": True}
+    onnx.save(convert(paths.float_model, calibration={"x": X}, **options).model, paths.converted)
+    found = measured(paths, classifier=False)
+    assert len(found) == 2
+    assert max(found.values()) < 0.3
+    model, converted = read_float_model(paths.float_model), onnx_file.load(paths.converted)
+    prepare(model)
+    pairs = [entry.quantized for entry in pair_layers(model, converted)]
+    wrong = Sensitivity(model, FEEDS, classifier=False).of_layers(pairs, converted, silent)
+    assert max(wrong.values()) > 1
 
 
 def test_another_model_is_refused(files, make_model, tmp_path):

@@ -231,7 +231,7 @@ def test_codes_of_weights_that_took_scales_are_refused(tmp_path):
         model, _ = fgq.convert(path, smooth=smooth, **options)
         (tmp_path / "converted.onnx").write_bytes(model.SerializeToString())
         if smooth:
-            with pytest.raises(ModelError, match=r"out: found a weight that took scales .* --no-smooth"):
+            with pytest.raises(ModelError, match=r"found weights that took scales .* --no-smooth"):
                 load_converted(module, tmp_path / "converted.onnx", path)
         else:
             assert "mix" in load_converted(module, tmp_path / "converted.onnx", path)
