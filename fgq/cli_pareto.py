@@ -33,6 +33,9 @@ def pareto(
     batch: Annotated[int, typer.Option(metavar="COUNT", help="Images a step.")] = 128,
     rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 1e-2,
     images: Annotated[int, typer.Option(metavar="COUNT", help="Training images.")] = 65536,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the quantizers; needs a C++ compiler.")
+    ] = False,
     jobs: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings at a time.")] = 1,
     backend: Annotated[
         str, typer.Option(help="loky, processes of this machine; or dask, a cluster's workers.")
@@ -70,7 +73,7 @@ def pareto(
         depth_width=depth_width,
         precisions=tuple(PRECISIONS) if precisions is None else tuple(precisions.split(",")),
         seeds=seeds,
-        recipe=Recipe(steps=steps, batch=batch, rate=rate, images=images),
+        recipe=Recipe(steps=steps, batch=batch, rate=rate, images=images, compile=compiled),
     )
     with display.progress_bar(sweep.OVERALL) as advance:
         if not finished:

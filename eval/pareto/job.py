@@ -168,6 +168,7 @@ class Job:
             ema=0.0,
             seed=self.point.seed,
             bfloat16=recipe.bfloat16,
+            compile=recipe.compile,
         )
         data = Images(images, labels)
         train(student, Data(data, data), schedule, folder, resume=(folder / CHECKPOINT).is_file())

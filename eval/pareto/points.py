@@ -106,6 +106,8 @@ class Recipe:
         Size of the training set.
     bfloat16 : bool
         Whether to compute under bfloat16 autocast; the paper's float networks are bfloat16 ones.
+    compile : bool
+        Whether to compile the formulas of fake quantization, which takes a third less time.
 
     Raises
     ------
@@ -119,6 +121,7 @@ class Recipe:
     weight_decay: float = 0.01
     images: int = 65536
     bfloat16: bool = True
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "images"):

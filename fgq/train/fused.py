@@ -61,23 +61,27 @@ def weight_gradients(grad: Tensor, groups: Tensor, scale: Tensor, limit: float) 
 
 
 def activations(x: Tensor, scale: Tensor, zero: Tensor, highest: float) -> Tensor:
-    """Return ``s * (clip(round(x / s + z), 0, highest) - z)``; half-way values to even."""
-    return ((x / scale + zero).clamp(0, highest).round() - zero) * scale
+    """Return ``s * (clip(round(x / s + z), 0, highest) - z)``; half-way values to even.
+
+    Computed in float32, and returned in the type of x, as are gradients: under autocast what reads it would
+    round it all the same.
+    """
+    return (((x.float() / scale + zero).clamp(0, highest).round() - zero) * scale).to(x.dtype)
 
 
 def activation_gradient(grad: Tensor, x: Tensor, scale: Tensor, zero: Tensor, highest: float) -> Tensor:
     """Return the gradient of activations: it passes where they are not clipped."""
-    scaled = x / scale + zero
-    return torch.where(scaled == scaled.clamp(0, highest), grad, 0.0)
+    scaled = x.float() / scale + zero
+    return torch.where(scaled == scaled.clamp(0, highest), grad, 0.0).to(x.dtype)
 
 
 def activation_gradients(
     grad: Tensor, x: Tensor, scale: Tensor, zero: Tensor, highest: float
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of activations and of their scale (LSQ, equations 3 and 5)."""
-    ratio = x / scale
+    ratio = x.float() / scale
     scaled = ratio + zero
     clipped = scaled.clamp(0, highest)
     inside = scaled == clipped
     slope = clipped.round() - zero - torch.where(inside, ratio, 0.0)
-    return torch.where(inside, grad, 0.0), (slope * grad).sum()
+    return torch.where(inside, grad, 0.0).to(x.dtype), (slope * grad).sum()

@@ -34,21 +34,44 @@ class _Rounding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, highest: int) -> Tensor:
-        # One axis, contiguous: compiled formulas are made anew for every other layout.
-        flat = x.reshape(-1).contiguous()
+        ctx.format = _format(x)
+        flat = _flat(x, ctx.format)
         ctx.save_for_backward(flat, scale, zero)
         ctx.shape, ctx.highest = x.shape, highest
-        return fused.run(fused.activations, flat, scale, zero, float(highest)).reshape(x.shape)  # type: ignore[no-any-return]
+        y = fused.run(fused.activations, flat, scale, zero, float(highest))
+        return _shaped(y, ctx.shape, ctx.format)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         flat, scale, zero = ctx.saved_tensors
-        grad = grads[0].reshape(-1)
+        grad = _flat(grads[0], ctx.format)
         if not ctx.needs_input_grad[1]:
             passed = fused.run(fused.activation_gradient, grad, flat, scale, zero, float(ctx.highest))
-            return passed.reshape(ctx.shape), None, None, None
+            return _shaped(passed, ctx.shape, ctx.format), None, None, None
         passed, slope = fused.run(fused.activation_gradients, grad, flat, scale, zero, float(ctx.highest))
-        return passed.reshape(ctx.shape), slope * (flat.numel() * ctx.highest) ** -0.5, None, None
+        rate: float = (flat.numel() * ctx.highest) ** -0.5
+        return _shaped(passed, ctx.shape, ctx.format), slope * rate, None, None
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """Return the order in which a tensor's values lie, as far as it has one."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _flat(x: Tensor, order: torch.memory_format) -> Tensor:
+    """Return the values on one axis, in their order: compiled formulas are made anew for every layout."""
+    x = x.contiguous(memory_format=order)
+    return (x.permute(0, 2, 3, 1) if order is torch.channels_last else x).reshape(-1)
+
+
+def _shaped(flat: Tensor, shape: torch.Size, order: torch.memory_format) -> Tensor:
+    """Return the inverse of `_flat`."""
+    if order is not torch.channels_last:
+        return flat.reshape(shape)
+    batch, channels, height, width = shape
+    return flat.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 class ActivationQuantizer(nn.Module):
@@ -115,7 +138,8 @@ class ActivationQuantizer(nn.Module):
             self._observe(x.detach())
         zero = self.zero_point.float()
         scale = self.scale.abs().clamp_min(_SMALLEST)
-        return cast(Tensor, _Rounding.apply(x.float(), scale, zero, self.highest))  # type: ignore[no-untyped-call]
+        given = x if self.training else x.float()  # whose integers are counted on
+        return cast(Tensor, _Rounding.apply(given, scale, zero, self.highest))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
