@@ -58,7 +58,7 @@ def docstring_pairs() -> Corpus:
     library = Path(sysconfig.get_path("stdlib"))
     documents: dict[str, str] = {}
     seen: set[str] = set()
-    for source in _library_sources(library):
+    for source in library_sources():
         for query, document in _split_docstrings(source):
             if query not in documents and document not in seen:
                 documents[query] = document
@@ -77,8 +77,9 @@ def docstring_pairs() -> Corpus:
     )
 
 
-def _library_sources(library: Path) -> Iterator[Path]:
+def library_sources() -> Iterator[Path]:
     """Yield the source files of the standard library's modules in the order of their names."""
+    library = Path(sysconfig.get_path("stdlib"))
     for name in sorted(sys.stdlib_module_names - _OPTIONAL_MODULES):
         module = library / f"{name}.py"
         if module.is_file():

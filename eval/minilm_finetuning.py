@@ -5,10 +5,11 @@
     fgq finetune -o tuned.onnx --objective embeddings --exclude embeddings --from converted.onnx
         --model fgq.eval.minilm_finetuning:network --data fgq.eval.minilm_finetuning:texts
 
-The texts are docstrings of the packages that are installed beside fgq, which are read and never imported.
-The standard library, of whose docstrings the task of `fgq.eval.docstrings` is made, is left out as a whole,
-and so is every text that shares eight words in a row with a pair of its test (packages carry copies of
-standard modules). They differ between installations, so their number and hash go with every figure::
+The texts are docstrings of the standard library and of the packages that are installed beside fgq, which are
+read and never imported. Left out is what is in a pair of the test of `fgq.eval.docstrings`, or shares eight
+words in a row with one (packages carry copies of standard modules, and modules repeat themselves). Half of
+what training sees is of the library, which has fewer texts: they come again `COPIES` times in an epoch. The
+texts differ between installations, so their number and hash go with every figure::
 
     python -m fgq.eval.minilm_finetuning
 """
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import distributions
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +30,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fgq.errors import DataError
-from fgq.eval.docstrings import QUERY_CHARACTERS, docstring_pairs, paragraphs
+from fgq.eval.docstrings import QUERY_CHARACTERS, docstring_pairs, library_sources, paragraphs
 from fgq.eval.minilm import MAX_TOKENS, sentence_encoder, tokenize
 from fgq.eval.text_encoder import TextEncoder
 from fgq.train.batches import Data
 
-TEXTS = 60_000
-"""Training texts at most."""
+COPIES = 4
+"""How often a text of the library comes in an epoch, beside as many texts of packages."""
 
 VALIDATION = 256
 """Texts that judge and do not train."""
@@ -75,7 +77,7 @@ def network() -> TextEncoder:
 
 
 def texts() -> Data:
-    """Return installed packages' docstrings as token numbers.
+    """Return docstrings as token numbers, to judge by some of the library.
 
     Raises
     ------
@@ -84,9 +86,16 @@ def texts() -> Data:
     DataError
         If too few docstrings are found.
     """
-    corpus = installed_texts()
-    train = Texts(corpus[VALIDATION:])
-    return Data(train, Texts(corpus[:VALIDATION]), collate, train.lengths)
+    library, packages = corpus()
+    if len(library) <= VALIDATION:
+        raise DataError(
+            f"standard library: found {len(library)} docstrings, wanted more than {VALIDATION}; run under a "
+            "Python that has its sources installed, or give other texts with --data"
+        )
+    judged, rest = library[:VALIDATION], library[VALIDATION:]
+    repeated = COPIES * rest
+    train = Texts(repeated + packages[: len(repeated)])
+    return Data(train, Texts(judged), collate, train.lengths)
 
 
 def collate(rows: Sequence[Tensor]) -> tuple[dict[str, Tensor], None]:
@@ -97,32 +106,30 @@ def collate(rows: Sequence[Tensor]) -> tuple[dict[str, Tensor], None]:
 
 
 @cache
-def installed_texts() -> tuple[str, ...]:
-    """Return first paragraphs and rests of docstrings, ordered by hash, `TEXTS` + `VALIDATION` at most.
+def corpus() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return paragraphs of docstrings of the library and of packages, each ordered by hash."""
+    tested: set[str | tuple[str, ...]] = set()
+    for text in chain.from_iterable(docstring_pairs().test):
+        tested |= {text, *_runs(text)}
 
-    Raises
-    ------
-    DataError
-        If there are no more than `VALIDATION`.
-    """
-    tested = {words for pair in docstring_pairs().test for text in pair for words in _runs(text)}
-    found = {
-        text
-        for source in _sources()
-        for pair in _paragraphs(source)
-        for text in pair
-        if len(text) >= QUERY_CHARACTERS[0] and tested.isdisjoint(_runs(text))
-    }
-    if len(found) <= VALIDATION:
-        raise DataError(
-            f"installed packages: found {len(found)} docstrings, wanted more than {VALIDATION}; install "
-            "packages that carry their sources, or give other texts with --data"
-        )
-    ordered = sorted(found, key=lambda text: sha256(text.encode("utf-8", "replace")).digest())
-    return tuple(ordered[: TEXTS + VALIDATION])
+    def found(sources: Iterable[Path]) -> set[str]:
+        return {
+            text
+            for source in sources
+            for pair in _paragraphs(source)
+            for text in pair
+            if len(text) >= QUERY_CHARACTERS[0] and tested.isdisjoint({text, *_runs(text)})
+        }
+
+    library = found(library_sources())
+    return _ordered(library), _ordered(found(_package_sources()) - library)
 
 
-def _sources() -> Iterator[Path]:
+def _ordered(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(texts, key=lambda text: sha256(text.encode("utf-8", "replace")).digest()))
+
+
+def _package_sources() -> Iterator[Path]:
     """Yield the source files of all distributions in the order of their names, tests left out."""
     files = {
         Path(str(file.locate()))
@@ -148,5 +155,6 @@ def _runs(text: str) -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    corpus = installed_texts()
-    print(f"{len(corpus)} texts, sha256 {sha256(chr(0).join(corpus).encode('utf-8', 'replace')).hexdigest()}")
+    library, packages = corpus()
+    digest = sha256("\0".join(library + packages).encode("utf-8", "replace")).hexdigest()
+    print(f"{len(library)} texts of the library, {len(packages)} of packages, sha256 {digest}")

@@ -24,7 +24,7 @@ def test_the_standard_library_is_cut_into_pairs() -> None:
 def test_reading_is_repeatable_and_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Path(docstrings.sysconfig.get_path("stdlib"))
     sources = [library / name for name in ("difflib.py", "fractions.py", "statistics.py")]
-    monkeypatch.setattr(docstrings, "_library_sources", lambda library: iter(sources))
+    monkeypatch.setattr(docstrings, "library_sources", lambda: iter(sources))
     monkeypatch.setattr(docstrings, "TEST_PAIRS", 8)
     read = docstring_pairs.__wrapped__
     before = set(sys.modules)

@@ -68,26 +68,36 @@ class Package:
         return self.folder / path
 
 
+def functions(texts):
+    return "".join(f"def f{n}():\n    {text!r}\n" for n, text in enumerate(texts))
+
+
+LIBRARY = [f"Say number {n} of the functions of the library." for n in range(5)]
+PACKAGES = [f"Say number {n} of all the functions that packages have." for n in range(30)]
+
+
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    copied = docstring_pairs().test[0][1]
-    lines = [f'def f{n}():\n    """Say number {n} of all the functions."""\n' for n in range(6)]
-    lines.append(f"def copied():\n    {copied!r}\n")
-    package = Package(tmp_path / "package", "".join(lines))
+    (query, copied), (short, _), *_ = docstring_pairs().test
+    package = Package(tmp_path / "package", functions([*PACKAGES, copied, LIBRARY[0]]))
+    library = tmp_path / "library.py"
+    library.write_text(functions([*LIBRARY, query, f"In other words, {copied}", short]), encoding="utf-8")
     monkeypatch.setattr(minilm_finetuning, "distributions", lambda: [package])
+    monkeypatch.setattr(minilm_finetuning, "library_sources", lambda: [library])
     monkeypatch.setattr(minilm_finetuning, "VALIDATION", 2)
-    minilm_finetuning.installed_texts.cache_clear()
+    minilm_finetuning.corpus.cache_clear()
     yield
-    minilm_finetuning.installed_texts.cache_clear()
+    minilm_finetuning.corpus.cache_clear()
 
 
-def test_the_texts_are_those_of_packages_without_tests_and_without_what_is_tested(installed, monkeypatch):
-    corpus = minilm_finetuning.installed_texts()
-    assert sorted(corpus) == [f"Say number {n} of all the functions." for n in range(6)]
+def test_the_texts_are_those_that_no_test_pair_has(installed, monkeypatch):
+    library, packages = minilm_finetuning.corpus()
+    assert sorted(library) == LIBRARY
+    assert sorted(packages) == sorted(PACKAGES)
     data = minilm_finetuning.texts()
-    assert (len(data.train), len(data.validation)) == (4, 2)
+    # Three texts of the library four times each, beside as many of packages.
+    assert (len(data.train), len(data.validation)) == (24, 2)
     assert list(data.lengths) == data.train.lengths
-    monkeypatch.setattr(minilm_finetuning, "VALIDATION", 6)
-    minilm_finetuning.installed_texts.cache_clear()
-    with pytest.raises(DataError, match="found 6 docstrings, wanted more than 6"):
-        minilm_finetuning.installed_texts()
+    monkeypatch.setattr(minilm_finetuning, "VALIDATION", 5)
+    with pytest.raises(DataError, match="found 5 docstrings, wanted more than 5"):
+        minilm_finetuning.texts()
