@@ -23,12 +23,13 @@ from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train.fit import dequantized, fitted_steps
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers
+from fgq.train.scales import as_groups, from_groups
 
 INT4_PER_FILTER = WeightScheme(codes=Codes.INT4, granularity=Granularity.FILTER)
 """The paper's 4-bit weights: one scale for each output channel."""
 
 REFIT_EVERY = 10
-"""Training steps between two fits of the scales of weights; codes are chosen in every step."""
+"""Training steps between two fits of the scales of weights; meanwhile they grow with the weights."""
 
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -43,8 +44,8 @@ class KeptSteps(nn.Module):
     """``step * clamp(round(w / step), -L, L)``, with steps that are fitted now and then.
 
     The gradient of w is that of the result (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432,
-    section 4). Weights move little within `REFIT_EVERY` steps, and a fit of all groups takes longer than a
-    small network's other work.
+    section 4). A fit of all groups takes longer than a small network's other work. Between two of them a step
+    stays in proportion to the mean magnitude of its group, or exactly to the largest where that sets it.
 
     Parameters
     ----------
@@ -56,12 +57,16 @@ class KeptSteps(nn.Module):
     Attributes
     ----------
     steps : torch.Tensor
-        float32, the step between neighbouring values of each weight, in the shape of the weight.
+        float32, the step between neighbouring values of each weight when it was fitted, in the shape of the
+        weight.
+    sizes : torch.Tensor
+        float32 (M, G), what steps are in proportion to, of each group at that time.
     passes : torch.Tensor
         int64 scalar, the forward passes in training.
     """
 
     steps: Tensor
+    sizes: Tensor
     passes: Tensor
 
     def __init__(self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> None:
@@ -71,6 +76,7 @@ class KeptSteps(nn.Module):
         self.scheme = WeightScheme(codes=Codes.INT8, weight_limit=scheme.max_code) if paper else scheme
         self._axes = {"group_axis": group_axis, "channel_axis": channel_axis}
         self.register_buffer("steps", torch.empty_like(weight, requires_grad=False))
+        self.register_buffer("sizes", self._sizes(self._groups(weight.detach())))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self.refit(weight)
 
@@ -79,6 +85,22 @@ class KeptSteps(nn.Module):
         """Fit the steps to a weight."""
         found = fitted_steps(weight, self.scheme, **self._axes)
         self.steps.copy_(torch.where(found > 0, found, _ALL_ZERO))
+        self.sizes.copy_(self._sizes(self._groups(weight)))
+
+    @torch.no_grad()
+    def current(self, weight: Tensor) -> Tensor:
+        """Return the steps, grown with the weights since they were fitted."""
+        groups = self._groups(weight)
+        now = self._sizes(groups)
+        growth = torch.where((now > 0) & (self.sizes > 0), now / self.sizes, 1.0)
+        return self.steps * from_groups(growth[..., None].expand_as(groups), weight, **self._axes)
+
+    def _groups(self, weight: Tensor) -> Tensor:
+        return as_groups(weight.float(), self.scheme, **self._axes)
+
+    def _sizes(self, groups: Tensor) -> Tensor:
+        magnitudes = groups.abs()
+        return magnitudes.amax(-1) if self.scheme.codes is Codes.INT8 else magnitudes.sum(-1)
 
     def exact(self, weight: Tensor) -> Tensor:
         """Return the quantized weight with steps fitted now."""
@@ -90,7 +112,8 @@ class KeptSteps(nn.Module):
             if int(self.passes) % REFIT_EVERY == 0:
                 self.refit(weight.detach())
             self.passes.add_(1)
-        return cast(Tensor, _StraightThrough.apply(weight, self.steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
+        steps = self.current(weight.detach())
+        return cast(Tensor, _StraightThrough.apply(weight, steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
 
 
 class _StraightThrough(torch.autograd.Function):

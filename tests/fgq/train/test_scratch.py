@@ -68,6 +68,21 @@ def test_steps_are_fitted_every_so_often_and_only_in_training(weight):
     torch.testing.assert_close(kept.steps, first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_between_fits_steps_grow_with_the_weights_of_their_group(weight, name):
+    weight[3] = 0.0
+    kept = KeptSteps(weight, SCHEMES[name], **AXES).train()
+    before = kept(weight)
+    grown = weight.clone()
+    grown[:, :10] *= 4.0  # whole groups of 4, of 5, and the first of 8
+    found = kept(grown)
+    if kept.scheme.codes is Codes.INT8:  # scaled by the largest magnitude of a row: as if fitted now
+        torch.testing.assert_close(found, dequantized(grown, kept.scheme, **AXES), rtol=2e-7, atol=0)
+    else:  # a growth of 4 is exact
+        torch.testing.assert_close(found[:, :8], 4 * before[:, :8], rtol=0, atol=0)
+    assert not found[3].any()
+
+
 def test_gradients_pass_straight_through(weight):
     weight.requires_grad_()
     kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
