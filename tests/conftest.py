@@ -21,6 +21,10 @@ from onnx import helper, numpy_helper
 from fgq import Session, cli
 from fgq.kernels.dispatch import Wish
 
+# A shell's background jobs ignore interrupts, and so would the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 Arrays = dict[str, np.ndarray]
 MakeModel = Callable[..., onnx.ModelProto]
 Run = Callable[..., list[np.ndarray]]
