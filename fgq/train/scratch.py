@@ -108,11 +108,12 @@ class KeptSteps(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight; in training also fit the steps when it is time."""
+        fits = self.training and int(self.passes) % REFIT_EVERY == 0
+        if fits:
+            self.refit(weight.detach())
+        steps = self.steps if fits else self.current(weight.detach())
         if self.training:
-            if int(self.passes) % REFIT_EVERY == 0:
-                self.refit(weight.detach())
             self.passes.add_(1)
-        steps = self.current(weight.detach())
         return cast(Tensor, _StraightThrough.apply(weight, steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
 
 
