@@ -108,11 +108,13 @@ def compare(
     DataError
         If the data do not fit the float model.
     """
-    reference, candidate = onnx_file.load(float_model), onnx_file.load(converted)
+    candidate = onnx_file.load(converted)
     if SCALED_KEY in candidate.metadata_props:  # then layers' results are scaled too
         reference = read_float_model(float_model)
         prepare(reference)
         repeat_moves(reference, candidate)
+    else:
+        reference = onnx_file.load(float_model)
     inputs = input_specs(reference)
     shared = _shared_results(reference, candidate)
     names = [str(value.name) for value in shared]
