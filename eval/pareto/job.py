@@ -61,11 +61,6 @@ class Result:
     costs: Costs
     seconds: float
 
-    @property
-    def gap(self) -> float:
-        """The generalization gap: training less test accuracy."""
-        return self.train - self.test
-
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> Result:
         """Return what `dataclasses.asdict` was called on."""
