@@ -5,13 +5,11 @@ Each table stands between ``<!-- table NAME -->`` and ``<!-- end NAME -->``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import typer
-
 from fgq import onnx_file
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -79,15 +77,6 @@ def replace_tables(document: str, tables: Mapping[str, str]) -> str:
             raise DataError(f"document: found no place for the table, wanted the lines {start} and {end}")
         document = f"{before}{start}\n{table}\n{end}{after}"
     return document
-
-
-def run_command(main: Callable[..., None]) -> None:
-    """Run a module's command, and end with 2 and one line on an error."""
-    try:
-        typer.run(main)
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
 
 
 def _read(path: Path) -> str:

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from fgq.errors import DataError, FgqError, ModelError, OutputError
+from fgq.errors import DataError, ModelError, OutputError
+from fgq.eval.command import run_command
 from fgq.eval.docstrings import docstring_pairs
 from fgq.eval.minilm import MAX_TOKENS, export_minilm, tokenize
 from fgq.eval.torch_export import save_onnx
@@ -256,8 +257,4 @@ def _load(path: Path) -> Session:
 
 
 if __name__ == "__main__":
-    try:
-        app()
-    except FgqError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise SystemExit(2) from None
+    run_command(app)

@@ -31,9 +31,10 @@ from fgq.data import LABELS, Samples, as_samples, input_specs
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
+from fgq.eval.command import run_command
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
-from fgq.eval.document import check_places, markdown_table, rewrite, run_command
+from fgq.eval.document import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx

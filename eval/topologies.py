@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgq.errors import ConfigError
-from fgq.eval.document import run_command
+from fgq.eval.command import run_command
 from fgq.eval.light_models import LIGHT_MODELS, light_model
 from fgq.eval.torch_export import Exporter, export_onnx, require, save_onnx
 

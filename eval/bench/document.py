@@ -20,7 +20,8 @@ from fgq.errors import DataError
 from fgq.eval.bench import report
 from fgq.eval.bench.kernels import Result
 from fgq.eval.bench.roofline import draw_roofline
-from fgq.eval.document import check_places, markdown_table, rewrite, run_command
+from fgq.eval.command import run_command
+from fgq.eval.document import check_places, markdown_table, rewrite
 
 
 def tables(result: Result) -> dict[str, str]:

@@ -26,7 +26,8 @@ from fgq.eval.bench.model_claims import DYNAMIC, INT8, claims
 from fgq.eval.bench.model_files import BUILT_IN
 from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
-from fgq.eval.document import markdown_table, rewrite, run_command
+from fgq.eval.command import run_command
+from fgq.eval.document import markdown_table, rewrite
 
 _BASELINES = (FLOAT, INT8, DYNAMIC, OPENVINO)
 """Against which ratios are told, where a run holds them."""
