@@ -29,9 +29,9 @@ def pareto(
         str | None, typer.Option(metavar="NAME,...", help="Which precisions.  [default: all]")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings of each network.")] = 3,
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 500,
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 1500,
     batch: Annotated[int, typer.Option(metavar="COUNT", help="Images a step.")] = 128,
-    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 1e-2,
+    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 2e-2,
     images: Annotated[int, typer.Option(metavar="COUNT", help="Training images.")] = 65536,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the quantizers; needs a C++ compiler.")

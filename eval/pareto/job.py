@@ -150,7 +150,7 @@ class Job:
                 precision.weights,
                 example,
                 activations=precision.activations,
-                warm_up=recipe.warm_up,
+                warm_up=recipe.settled,
             )
         student: nn.Module = network if quantized is None else quantized
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -160,6 +160,7 @@ class Job:
             rate=recipe.rate,
             warm_up=recipe.warm_up,
             weight_decay=recipe.weight_decay,
+            betas=recipe.betas,
             ema=0.0,
             seed=self.point.seed,
             bfloat16=recipe.bfloat16,

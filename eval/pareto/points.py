@@ -102,6 +102,8 @@ class Recipe:
     steps, batch : int
     rate, weight_decay : float
         The peak learning rate, and the decay of weights.
+    betas : tuple of float
+        AdamW's; in so few steps its usual 0.999 remembers the first gradients for too long.
     images : int
         Size of the training set.
     bfloat16 : bool
@@ -115,10 +117,11 @@ class Recipe:
         If a number is not positive.
     """
 
-    steps: int = 500
+    steps: int = 1500
     batch: int = 128
-    rate: float = 1e-2
+    rate: float = 2e-2
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
     images: int = 65536
     bfloat16: bool = True
     compile: bool = False
@@ -130,8 +133,13 @@ class Recipe:
 
     @property
     def warm_up(self) -> int:
-        """Steps until the learning rate is reached, and until the ranges of activations are frozen."""
-        return max(1, self.steps // 10)
+        """Steps until the learning rate is reached."""
+        return max(1, self.steps // 5)
+
+    @property
+    def settled(self) -> int:
+        """Steps until the ranges of activations, and the scales of groups in their row, are frozen."""
+        return max(1, 3 * self.steps // 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,9 @@
 network that is trained already. From scratch the normalization must be able to follow the weights. Here it
 stays a layer of its own while weights and activations are quantized from the first step on, as in the Pareto
 study (Abdolrashidi et al. 2021, arXiv 2105.03536, and its library AQT), and `fold` joins both at the end.
-Nothing is lost by that: folding multiplies the weights of a row by one factor, and every scheme here chooses
-codes that do not change with the scale of a row; only weights within float32's rounding of a boundary may
-fall on its other side. Training on folded weights (Jacob et al. 2018, arXiv 1712.05877, section 3.2) leads to
-the same file at twice the convolutions.
+Codes are not changed by that, since folding multiplies the weights of a row by one factor; the scales of
+groups are rounded to whole multiples of their row's, as every file has them. Training on folded weights
+(Jacob et al. 2018, arXiv 1712.05877, section 3.2) leads to the same file at twice the convolutions.
 """
 
 from __future__ import annotations
@@ -20,16 +19,18 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
-from fgq.train.fit import dequantized, fitted_steps
-from fgq.train.layers import QuantizedLayer
+from fgq.train.fit import fitted_steps
+from fgq.train.layers import Axes, QuantizedLayer
 from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers
-from fgq.train.scales import as_groups, from_groups
 
 INT4_PER_FILTER = WeightScheme(codes=Codes.INT4, granularity=Granularity.FILTER)
 """The paper's 4-bit weights: one scale for each output channel."""
 
 REFIT_EVERY = 10
-"""Training steps between two fits of the scales of weights; meanwhile they grow with the weights."""
+"""Training steps between two fits of the scales of weights."""
+
+SHARE = 0.1
+"""How far the first of these fits moves the scales of groups; later ones less, and none after the warm-up."""
 
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -41,11 +42,13 @@ _ALL_ZERO = 1e30
 
 
 class KeptSteps(nn.Module):
-    """``step * clamp(round(w / step), -L, L)``, with steps that are fitted now and then.
+    """``step * clamp(round(w / step), -L, L)``, with steps that follow the weights, but not each by itself.
 
     The gradient of w is that of the result (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432,
-    section 4). A fit of all groups takes longer than a small network's other work. Between two of them a step
-    stays in proportion to the mean magnitude of its group, or exactly to the largest where that sets it.
+    section 4). Steps of INT8 codes, and of the paper's 4-bit rows, are set by the largest magnitude of a row.
+    Steps of groups start as the converter fits them. From then on they grow with the mean magnitude of their
+    row, and during the warm-up move slowly to new fits. Were they fitted in each pass, a weight that grows
+    would raise the step of its group and with it turn the others to zero, most of all in small groups.
 
     Parameters
     ----------
@@ -53,14 +56,16 @@ class KeptSteps(nn.Module):
     scheme : WeightScheme
     group_axis, channel_axis : int
         As for `fgq.train.fit.dequantized`.
+    warm_up : int
+        Training passes after which steps of groups grow with their row alone.
 
     Attributes
     ----------
     steps : torch.Tensor
-        float32, the step between neighbouring values of each weight when it was fitted, in the shape of the
-        weight.
+        float32, the step between neighbouring values of each weight when it was last moved, in the shape of
+        the weight.
     sizes : torch.Tensor
-        float32 (M, G), what steps are in proportion to, of each group at that time.
+        float32 (M,), what the steps of each row are in proportion to, at that time.
     passes : torch.Tensor
         int64 scalar, the forward passes in training.
     """
@@ -69,51 +74,53 @@ class KeptSteps(nn.Module):
     sizes: Tensor
     passes: Tensor
 
-    def __init__(self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> None:
+    def __init__(
+        self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int, warm_up: int
+    ) -> None:
         super().__init__()
         # AQT scales 4-bit rows as 8-bit ones: the largest magnitude takes the largest code.
         paper = scheme == INT4_PER_FILTER
         self.scheme = WeightScheme(codes=Codes.INT8, weight_limit=scheme.max_code) if paper else scheme
-        self._axes = {"group_axis": group_axis, "channel_axis": channel_axis}
-        self.register_buffer("steps", torch.empty_like(weight, requires_grad=False))
-        self.register_buffer("sizes", self._sizes(self._groups(weight.detach())))
+        self.warm_up = warm_up
+        self._axes: Axes = {"group_axis": group_axis, "channel_axis": channel_axis}
+        self.register_buffer("steps", torch.full_like(weight, _ALL_ZERO, requires_grad=False))
+        self.register_buffer("sizes", self._sizes(weight.detach()))
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self.refit(weight)
 
     @torch.no_grad()
-    def refit(self, weight: Tensor) -> None:
-        """Fit the steps to a weight."""
-        found = fitted_steps(weight, self.scheme, **self._axes)
-        self.steps.copy_(torch.where(found > 0, found, _ALL_ZERO))
-        self.sizes.copy_(self._sizes(self._groups(weight)))
+    def refit(self, weight: Tensor, share: float = 1.0) -> None:
+        """Move the steps by a share of the way to those that fit a weight; take these where there are none."""
+        fitted = fitted_steps(weight, self.scheme, **self._axes)
+        fitted = torch.where(fitted > 0, fitted, _ALL_ZERO)
+        now = self.current(weight)
+        moved = torch.lerp(now, fitted, share) if share < 1 else fitted
+        has_both = torch.maximum(now, fitted) < _ALL_ZERO
+        self.steps.copy_(torch.where(has_both, moved, torch.minimum(now, fitted)))
+        self.sizes.copy_(self._sizes(weight))
 
     @torch.no_grad()
     def current(self, weight: Tensor) -> Tensor:
-        """Return the steps, grown with the weights since they were fitted."""
-        groups = self._groups(weight)
-        now = self._sizes(groups)
+        """Return the steps, grown with the rows since they were moved."""
+        now = self._sizes(weight)
         growth = torch.where((now > 0) & (self.sizes > 0), now / self.sizes, 1.0)
-        return self.steps * from_groups(growth[..., None].expand_as(groups), weight, **self._axes)
+        shape = [1] * weight.ndim
+        shape[self._axes["channel_axis"]] = -1
+        return torch.where(self.steps < _ALL_ZERO, self.steps * growth.reshape(shape), _ALL_ZERO)
 
-    def _groups(self, weight: Tensor) -> Tensor:
-        return as_groups(weight.float(), self.scheme, **self._axes)
-
-    def _sizes(self, groups: Tensor) -> Tensor:
-        magnitudes = groups.abs()
-        return magnitudes.amax(-1) if self.scheme.codes is Codes.INT8 else magnitudes.sum(-1)
-
-    def exact(self, weight: Tensor) -> Tensor:
-        """Return the quantized weight with steps fitted now."""
-        return dequantized(weight, self.scheme, **self._axes)
+    def _sizes(self, weight: Tensor) -> Tensor:
+        rows = weight.float().abs().movedim(self._axes["channel_axis"], 0).flatten(1)
+        return rows.amax(-1) if self.scheme.codes is Codes.INT8 else rows.mean(-1)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight; in training also fit the steps when it is time."""
-        fits = self.training and int(self.passes) % REFIT_EVERY == 0
-        if fits:
-            self.refit(weight.detach())
-        steps = self.steps if fits else self.current(weight.detach())
+        """Quantize a weight; in training also move the steps when it is time."""
         if self.training:
+            passes = int(self.passes)
+            left = 1.0 if self.scheme.codes is Codes.INT8 else SHARE * max(0.0, 1 - passes / self.warm_up)
+            if left and passes % REFIT_EVERY == 0:
+                self.refit(weight.detach(), left)
             self.passes.add_(1)
+        steps = self.current(weight.detach())
         return cast(Tensor, _StraightThrough.apply(weight, steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
 
 
@@ -150,7 +157,8 @@ def prepare_from_scratch(
         Inputs of the module.
     activations : ActivationScheme
     warm_up : int
-        Training steps after which the ranges of activations are frozen.
+        Training steps after which the ranges of activations are frozen, and the scales of groups among those
+        of their row.
 
     Raises
     ------
@@ -170,7 +178,7 @@ def prepare_from_scratch(
         prepared.set_submodule(name, copy.deepcopy(module.get_submodule(name)))
     for layer in quantized_layers(prepared).values():
         layer.kept_steps = KeptSteps(
-            layer.weight, layer.weight_scheme, group_axis=layer.group_axis, channel_axis=layer.channel_axis
+            layer.weight, layer.weight_scheme, **layer.axes, warm_up=max(1, warm_up)
         )
     prepared.meta[_JOINED] = joined
     return prepared
@@ -190,9 +198,8 @@ def fold(module: fx.GraphModule) -> fx.GraphModule:
     folded = copy.deepcopy(module).eval()
     joined = folded.meta.pop(_JOINED)
     for layer in quantized_layers(folded).values():
-        steps = cast(KeptSteps, layer.kept_steps)
-        if layer.weight_scheme != steps.scheme:
-            layer.weight.copy_(steps.exact(layer.weight))  # whose least squared error is 0 at these scales
+        # The converter's fit finds these scales again, as whole multiples of the scale of a row.
+        layer.weight.copy_(cast(KeptSteps, layer.kept_steps)(layer.weight))
         del layer.kept_steps
         layer.kept_steps = None
     for name, owner in joined.items():

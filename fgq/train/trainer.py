@@ -51,6 +51,8 @@ class Schedule:
     warm_up : int
         Steps of the rate's warm-up.
     weight_decay : float
+    betas : tuple of float
+        AdamW's decays of the means of gradients and of their squares.
     distillation, temperature : float
         As for `fgq.train.objective.Logits`.
     ema : float
@@ -80,6 +82,7 @@ class Schedule:
     rate: float = 2e-4
     warm_up: int = 50
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
     distillation: float = 0.7
     temperature: float = 2.0
     ema: float = 0.99
@@ -101,6 +104,8 @@ class Schedule:
         for name in ("rate", "temperature"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: found {getattr(self, name)}, wanted a positive number")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas: found {self.betas}, wanted both at least 0 and below 1")
         if not 0 <= self.distillation <= 1:
             raise ConfigError(f"distillation: found {self.distillation}, wanted 0 to 1")
         if not 0 <= self.ema < 1:
@@ -173,6 +178,7 @@ def train(
         [parameter for parameter in student.parameters() if parameter.requires_grad],
         lr=schedule.rate,
         weight_decay=schedule.weight_decay,
+        betas=schedule.betas,
         fused=True,
     )
     first = _restore(checkpoint, schedule, student, average, optimizer) if resume else 0

@@ -13,7 +13,7 @@ from fgq.errors import ModelError
 from fgq.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train import export, quantized_layers
 from fgq.train.fit import dequantized
-from fgq.train.scratch import INT4_PER_FILTER, REFIT_EVERY, KeptSteps, fold, prepare_from_scratch
+from fgq.train.scratch import INT4_PER_FILTER, REFIT_EVERY, SHARE, KeptSteps, fold, prepare_from_scratch
 from fgq.train.trainer import Schedule, train
 
 SCHEMES = {
@@ -23,7 +23,7 @@ SCHEMES = {
     "int8": WeightScheme(codes=Codes.INT8),
     "int4": INT4_PER_FILTER,
 }
-AXES = {"group_axis": 1, "channel_axis": 0}
+AXES = {"group_axis": 1, "channel_axis": 0, "warm_up": 40}
 SHORT = Schedule(steps=20, batch=32, rate=5e-3, warm_up=2, ema=0.0, checkpoint_every=5)
 
 
@@ -48,39 +48,66 @@ def weight():
 def test_fresh_steps_give_the_fitted_values(weight, name):
     weight[3] = 0.0
     kept = KeptSteps(weight, SCHEMES[name], **AXES)
-    wanted = dequantized(weight, kept.scheme, **AXES)
+    wanted = dequantized(weight, kept.scheme, group_axis=1, channel_axis=0)
     # code * (alpha * scale) against (code * alpha) * scale: one more rounding to float32.
     torch.testing.assert_close(kept(weight), wanted, rtol=2e-7, atol=0)
     assert not kept(weight)[3].any()
 
 
-def test_steps_are_fitted_every_so_often_and_only_in_training(weight):
+def test_steps_of_groups_move_slowly_in_the_warm_up_and_only_in_training(weight):
     kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
-    first = kept.steps.clone()
-    kept.eval()(2 * weight)
+    other = weight.flip(1)  # of the same rows, whose groups have other scales
+    first, wanted = kept.steps.clone(), KeptSteps(other, kept.scheme, **AXES).steps
+    kept.eval()(other)
     assert torch.equal(kept.steps, first)
-    kept.train()(2 * weight)  # pass 0 fits
-    torch.testing.assert_close(kept.steps, 2 * first, rtol=0, atol=0)
-    for _ in range(REFIT_EVERY - 1):
-        kept(3 * weight)
-    torch.testing.assert_close(kept.steps, 2 * first, rtol=0, atol=0)
-    kept(weight)
-    torch.testing.assert_close(kept.steps, first, rtol=0, atol=0)
+    kept.train()
+    for moment in range(2 * AXES["warm_up"]):
+        before = kept.steps.clone()
+        kept(other)
+        share = SHARE * (1 - moment / AXES["warm_up"])
+        if moment % REFIT_EVERY or share <= 0:
+            assert torch.equal(kept.steps, before)
+        else:
+            torch.testing.assert_close(kept.steps, before.lerp(wanted, share), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_between_fits_steps_grow_with_the_weights_of_their_group(weight, name):
+def test_steps_grow_with_their_row(weight, name):
     weight[3] = 0.0
-    kept = KeptSteps(weight, SCHEMES[name], **AXES).train()
+    kept = KeptSteps(weight, SCHEMES[name], **AXES).eval()
+    before, grown = kept(weight), weight.clone()
+    grown[:6] *= 4.0
+    wanted = before.clone()
+    wanted[:6] *= 4.0  # exact
+    torch.testing.assert_close(kept(grown), wanted, rtol=0, atol=0)
+    assert not kept(grown)[3].any()
+
+
+def test_one_growing_weight_leaves_the_codes_of_its_group(weight):
+    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES).eval()
     before = kept(weight)
-    grown = weight.clone()
-    grown[:, :10] *= 4.0  # whole groups of 4, of 5, and the first of 8
-    found = kept(grown)
-    if kept.scheme.codes is Codes.INT8:  # scaled by the largest magnitude of a row: as if fitted now
-        torch.testing.assert_close(found, dequantized(grown, kept.scheme, **AXES), rtol=2e-7, atol=0)
-    else:  # a growth of 4 is exact
-        torch.testing.assert_close(found[:, :8], 4 * before[:, :8], rtol=0, atol=0)
-    assert not found[3].any()
+    weight[0, 0, 0, 0] *= 3.0
+    found = kept(weight)
+    codes = [(values / kept.steps)[0, 1:4, 0, 0].round() for values in (before, found)]
+    assert torch.equal(*codes)
+    assert kept.steps.isfinite().all()
+
+
+def test_eight_bit_rows_follow_their_largest_weight(weight):
+    kept = KeptSteps(weight, WeightScheme(codes=Codes.INT8), **AXES).eval()
+    weight[:, 5] *= 7.0
+    wanted = dequantized(weight, kept.scheme, group_axis=1, channel_axis=0)
+    torch.testing.assert_close(kept(weight), wanted, rtol=3e-7, atol=0)
+
+
+def test_a_row_of_zeros_gets_steps_once_it_has_weights(weight):
+    full, weight = weight, weight.clone()
+    weight[3] = 0.0
+    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES).train()
+    assert not kept(weight)[3].any()
+    kept.passes.zero_()
+    found = kept(full)
+    torch.testing.assert_close(found[3], dequantized(full, kept.scheme, group_axis=1, channel_axis=0)[3])
 
 
 def test_gradients_pass_straight_through(weight):
