@@ -90,7 +90,7 @@ class KeptSteps(nn.Module):
 
     @torch.no_grad()
     def refit(self, weight: Tensor, share: float = 1.0) -> None:
-        """Move the steps by a share of the way to those that fit a weight; take these where there are none."""
+        """Move the steps by a share of the way to those that fit a weight, to which missing ones are set."""
         fitted = fitted_steps(weight, self.scheme, **self._axes)
         fitted = torch.where(fitted > 0, fitted, _ALL_ZERO)
         now = self.current(weight)
@@ -177,9 +177,7 @@ def prepare_from_scratch(
         folded_into.weight, folded_into.bias = untouched.weight, untouched.bias
         prepared.set_submodule(name, copy.deepcopy(module.get_submodule(name)))
     for layer in quantized_layers(prepared).values():
-        layer.kept_steps = KeptSteps(
-            layer.weight, layer.weight_scheme, **layer.axes, warm_up=max(1, warm_up)
-        )
+        layer.kept_steps = KeptSteps(layer.weight, layer.weight_scheme, **layer.axes, warm_up=max(1, warm_up))
     prepared.meta[_JOINED] = joined
     return prepared
 
@@ -188,7 +186,8 @@ def prepare_from_scratch(
 def fold(module: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of a trained module as `fgq.train.prepare` makes one, in evaluation mode.
 
-    It computes the converter's integers, and `fgq.train.export` writes it.
+    It computes the converter's integers, and `fgq.train.export` writes it. The scales of groups are parameters
+    of their own, as if they had been learned.
 
     Parameters
     ----------
@@ -197,15 +196,22 @@ def fold(module: fx.GraphModule) -> fx.GraphModule:
     """
     folded = copy.deepcopy(module).eval()
     joined = folded.meta.pop(_JOINED)
-    for layer in quantized_layers(folded).values():
-        # The converter's fit finds these scales again, as whole multiples of the scale of a row.
-        layer.weight.copy_(cast(KeptSteps, layer.kept_steps)(layer.weight))
+    steps: dict[str, Tensor] = {}
+    for name, layer in quantized_layers(folded).items():
+        kept = cast(KeptSteps, layer.kept_steps)
+        now = kept.current(layer.weight)
+        layer.weight.copy_(kept(layer.weight))
+        if kept.scheme.codes is not Codes.INT8:  # else the converter finds the same codes again
+            steps[name] = torch.where(layer.weight != 0, now, 0.0)
         del layer.kept_steps
         layer.kept_steps = None
     for name, owner in joined.items():
         layer, norm = cast(QuantizedLayer, folded.get_submodule(owner)), cast(Any, folded.get_submodule(name))
-        layer.weight, layer.bias = fuse_conv_bn_weights(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        fused = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        if owner in steps:
+            steps[owner] = fuse_conv_bn_weights(steps[owner], None, *fused)[0].abs()
+        layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *fused)
         folded.set_submodule(name, nn.Identity())
+    for name, values in steps.items():
+        cast(QuantizedLayer, folded.get_submodule(name)).learn_scales_from(values)
     return folded

@@ -117,6 +117,12 @@ def test_options_out_of_range_are_refused(option):
         Schedule(**{option: -1})
 
 
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.99)])
+def test_decays_of_the_optimizer_out_of_range_are_refused(betas):
+    with pytest.raises(ConfigError, match=r"betas: found \(.*\), wanted both at least 0 and below 1"):
+        Schedule(betas=betas)
+
+
 def test_resuming_needs_a_checkpoint_of_the_same_schedule(tmp_path):
     with pytest.raises(ConfigError, match="found no checkpoint"):
         train(student(), networks.data(), SHORT, tmp_path, resume=True)
