@@ -186,8 +186,8 @@ def prepare_from_scratch(
 def fold(module: fx.GraphModule) -> fx.GraphModule:
     """Return a copy of a trained module as `fgq.train.prepare` makes one, in evaluation mode.
 
-    It computes the converter's integers, and `fgq.train.export` writes it. The scales of groups are parameters
-    of their own, as if they had been learned.
+    It computes the converter's integers, and `fgq.train.export` writes it. Scales of groups are parameters,
+    as learned ones are.
 
     Parameters
     ----------
