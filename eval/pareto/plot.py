@@ -31,6 +31,10 @@ _STYLES = dict(
 """Colours after Okabe and Ito, which the colour-blind can tell apart, and markers."""
 
 
+_WIDE = 1000
+"""A range of costs that has enough powers of ten to label them alone."""
+
+
 def draw(found: Sequence[Network], paths: Sequence[Path]) -> None:
     """Draw accuracy against each known cost, and training less test accuracy by precision.
 
@@ -85,9 +89,19 @@ def _draw_cost(axes: Any, found: Sequence[Network], cost: str) -> None:
     kept = front(values, tests)
     axes.step([values[i] for i in kept], [tests[i] for i in kept], where="post", color="#999999",
               linewidth=4, alpha=0.45, zorder=0, label="Pareto front")  # fmt: skip
-    axes.set_xscale("log")
+    _scale(axes.xaxis, wide=max(values) > _WIDE * min(values), whole=cost != "milliseconds")
     axes.set_xlabel(COSTS[cost])
     axes.set_ylabel("test top-1, %")
+
+
+def _scale(axis: Any, *, wide: bool, whole: bool) -> None:
+    """Make an axis logarithmic, counts as 20 M; on a narrow one also label values between powers of ten."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.axes.set_xscale("log")
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(EngFormatter() if whole else StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_gap(axes: Any, found: Sequence[Network]) -> None:
