@@ -129,13 +129,13 @@ class QuantizedLayer(nn.Module):
         self._take_scales(tensor)
 
     @torch.no_grad()
-    def learn_scales_from(self, steps: Tensor) -> None:
+    def learn_scales_from(self, scale: Tensor) -> None:
         """Make the group scales parameters, starting with given ones.
 
         Parameters
         ----------
-        steps : torch.Tensor
-            In the shape of the weight, the step between neighbouring values of each; equal within a group.
+        scale : torch.Tensor
+            (M, G), positive.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class QuantizedLayer(nn.Module):
             If the scheme is one that is not trained.
         """
         self.learn_scales()
-        self.group_scale.copy_(as_groups(steps, self.weight_scheme, **self.axes).amax(-1))
+        self.group_scale.copy_(scale)
         self.row_scale.copy_(self.group_scale.amax(-1) / self.weight_scheme.alpha_limit)
 
     @torch.no_grad()

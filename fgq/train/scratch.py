@@ -22,106 +22,93 @@ from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train.fit import fitted_steps
 from fgq.train.layers import Axes, QuantizedLayer
 from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers
+from fgq.train.scales import LearnedScale, as_groups, from_groups
 
 INT4_PER_FILTER = WeightScheme(codes=Codes.INT4, granularity=Granularity.FILTER)
 """The paper's 4-bit weights: one scale for each output channel."""
-
-REFIT_EVERY = 10
-"""Training steps between two fits of the scales of weights."""
-
-SHARE = 0.1
-"""How far the first of these fits moves the scales of groups; later ones less, and none after the warm-up."""
 
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 _JOINED = "normalization"
 """The entry of a prepared module's `meta` with the layer that each normalization follows."""
 
-_ALL_ZERO = 1e30
-"""The step of a group that has no scale: all its codes are 0."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
-class KeptSteps(nn.Module):
-    """``step * clamp(round(w / step), -L, L)``, with steps that follow the weights, but not each by itself.
+class RowSteps(nn.Module):
+    """``step * clamp(round(w / step), -L, L)``, with the step of a row its largest magnitude over L.
 
-    The gradient of w is that of the result (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432,
-    section 4). Steps of INT8 codes, and of the paper's 4-bit rows, are set by the largest magnitude of a row.
-    Steps of groups start as the converter fits them. From then on they grow with the mean magnitude of their
-    row, and during the warm-up move slowly to new fits. Were they fitted in each pass, a weight that grows
-    would raise the step of its group and with it turn the others to zero, most of all in small groups.
+    So AQT scales weights of 8 and of 4 bits (arXiv 2105.03536, section 3). The gradient of w is that of the
+    result (straight-through estimator: Bengio et al. 2013, arXiv 1308.3432, section 4).
+
+    Parameters
+    ----------
+    limit : int
+        L, the largest code.
+    channel_axis : int
+        The axis of rows.
+    """
+
+    def __init__(self, limit: int, channel_axis: int) -> None:
+        super().__init__()
+        self.limit, self.channel_axis = limit, channel_axis
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize a weight of any shape."""
+        others = [axis for axis in range(weight.ndim) if axis != self.channel_axis]
+        steps = (weight.detach().abs().amax(others, keepdim=True) / self.limit).clamp_min(_TINY)
+        return cast(Tensor, _StraightThrough.apply(weight, steps, self.limit))  # type: ignore[no-untyped-call]
+
+
+class GroupSteps(nn.Module):
+    """``step * clamp(round(w / step), -c, c)``, with a step for each group that is learned.
+
+    A step is the mean magnitude of its row times a factor, which starts as the converter fits it; its
+    logarithm is a parameter, with the gradient of `fgq.train.scales`. Were steps fitted to their groups in
+    each pass, a weight that grows would raise the step of its group and with it turn the others to zero,
+    most of all in small groups.
 
     Parameters
     ----------
     weight : torch.Tensor
+        The first weights.
     scheme : WeightScheme
     group_axis, channel_axis : int
         As for `fgq.train.fit.dequantized`.
-    warm_up : int
-        Training passes after which steps of groups grow with their row alone.
 
     Attributes
     ----------
-    steps : torch.Tensor
-        float32, the step between neighbouring values of each weight when it was last moved, in the shape of
-        the weight.
-    sizes : torch.Tensor
-        float32 (M,), what the steps of each row are in proportion to, at that time.
-    passes : torch.Tensor
-        int64 scalar, the forward passes in training.
+    start : torch.Tensor
+        float32 (M, G), the first factors.
+    growth : torch.nn.Parameter
+        float32 (M, G), by how much the logarithms of factors have grown.
     """
 
-    steps: Tensor
-    sizes: Tensor
-    passes: Tensor
+    start: Tensor
 
-    def __init__(
-        self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int, warm_up: int
-    ) -> None:
+    def __init__(self, weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> None:
         super().__init__()
-        # AQT scales 4-bit rows as 8-bit ones: the largest magnitude takes the largest code.
-        paper = scheme == INT4_PER_FILTER
-        self.scheme = WeightScheme(codes=Codes.INT8, weight_limit=scheme.max_code) if paper else scheme
-        self.warm_up = warm_up
+        self.scheme = scheme
         self._axes: Axes = {"group_axis": group_axis, "channel_axis": channel_axis}
-        self.register_buffer("steps", torch.full_like(weight, _ALL_ZERO, requires_grad=False))
-        self.register_buffer("sizes", self._sizes(weight.detach()))
-        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
-        self.refit(weight)
-
-    @torch.no_grad()
-    def refit(self, weight: Tensor, share: float = 1.0) -> None:
-        """Move the steps by a share of the way to those that fit a weight, to which missing ones are set."""
-        fitted = fitted_steps(weight, self.scheme, **self._axes)
-        fitted = torch.where(fitted > 0, fitted, _ALL_ZERO)
-        now = self.current(weight)
-        moved = torch.lerp(now, fitted, share) if share < 1 else fitted
-        has_both = torch.maximum(now, fitted) < _ALL_ZERO
-        self.steps.copy_(torch.where(has_both, moved, torch.minimum(now, fitted)))
-        self.sizes.copy_(self._sizes(weight))
-
-    @torch.no_grad()
-    def current(self, weight: Tensor) -> Tensor:
-        """Return the steps, grown with the rows since they were moved."""
-        now = self._sizes(weight)
-        growth = torch.where((now > 0) & (self.sizes > 0), now / self.sizes, 1.0)
-        shape = [1] * weight.ndim
-        shape[self._axes["channel_axis"]] = -1
-        return torch.where(self.steps < _ALL_ZERO, self.steps * growth.reshape(shape), _ALL_ZERO)
+        fitted = as_groups(fitted_steps(weight, scheme, **self._axes), scheme, **self._axes).amax(-1)
+        sizes = self._sizes(weight).clamp_min(_TINY)[:, None]
+        # A group of zeros may get weights later.
+        self.register_buffer("start", torch.where(fitted > 0, fitted / sizes, 1.0))
+        self.growth = nn.Parameter(torch.zeros_like(self.start))
 
     def _sizes(self, weight: Tensor) -> Tensor:
-        rows = weight.float().abs().movedim(self._axes["channel_axis"], 0).flatten(1)
-        return rows.amax(-1) if self.scheme.codes is Codes.INT8 else rows.mean(-1)
+        rows = weight.detach().float().movedim(self._axes["channel_axis"], 0).flatten(1)
+        return rows.abs().mean(-1)
+
+    def steps(self, weight: Tensor) -> Tensor:
+        """Return the steps of all groups (M, G) at a weight."""
+        return (self._sizes(weight)[:, None] * self.start * self.growth.exp()).clamp_min(_TINY)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Quantize a weight; in training also move the steps when it is time."""
-        if self.training:
-            passes = int(self.passes)
-            left = 1.0 if self.scheme.codes is Codes.INT8 else SHARE * max(0.0, 1 - passes / self.warm_up)
-            if left and passes % REFIT_EVERY == 0:
-                self.refit(weight.detach(), left)
-            self.passes.add_(1)
-        steps = self.current(weight.detach())
-        return cast(Tensor, _StraightThrough.apply(weight, steps, self.scheme.max_code))  # type: ignore[no-untyped-call]
+        """Quantize a weight in the shape of the first one."""
+        groups = as_groups(weight, self.scheme, **self._axes)
+        nearest = LearnedScale.apply(groups, self.steps(weight), self.scheme.max_code)  # type: ignore[no-untyped-call]
+        return from_groups(nearest, weight, **self._axes)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -157,8 +144,7 @@ def prepare_from_scratch(
         Inputs of the module.
     activations : ActivationScheme
     warm_up : int
-        Training steps after which the ranges of activations are frozen, and the scales of groups among those
-        of their row.
+        Training steps after which the ranges of activations are frozen.
 
     Raises
     ------
@@ -177,9 +163,16 @@ def prepare_from_scratch(
         folded_into.weight, folded_into.bias = untouched.weight, untouched.bias
         prepared.set_submodule(name, copy.deepcopy(module.get_submodule(name)))
     for layer in quantized_layers(prepared).values():
-        layer.kept_steps = KeptSteps(layer.weight, layer.weight_scheme, **layer.axes, warm_up=max(1, warm_up))
+        layer.kept_steps = _steps(layer)
     prepared.meta[_JOINED] = joined
     return prepared
+
+
+def _steps(layer: QuantizedLayer) -> RowSteps | GroupSteps:
+    scheme = layer.weight_scheme
+    if scheme.codes is Codes.INT8 or scheme == INT4_PER_FILTER:
+        return RowSteps(scheme.max_code, layer.channel_axis)
+    return GroupSteps(layer.weight, scheme, **layer.axes)
 
 
 @torch.no_grad()
@@ -198,20 +191,20 @@ def fold(module: fx.GraphModule) -> fx.GraphModule:
     joined = folded.meta.pop(_JOINED)
     steps: dict[str, Tensor] = {}
     for name, layer in quantized_layers(folded).items():
-        kept = cast(KeptSteps, layer.kept_steps)
-        now = kept.current(layer.weight)
-        layer.weight.copy_(kept(layer.weight))
-        if kept.scheme.codes is not Codes.INT8:  # else the converter finds the same codes again
-            steps[name] = torch.where(layer.weight != 0, now, 0.0)
+        kept = layer.kept_steps
+        if isinstance(kept, GroupSteps):
+            steps[name] = kept.steps(layer.weight)
+        # In rows the converter finds the same codes again: the largest magnitude has the largest.
+        layer.weight.copy_(cast(nn.Module, kept)(layer.weight))
         del layer.kept_steps
         layer.kept_steps = None
     for name, owner in joined.items():
         layer, norm = cast(QuantizedLayer, folded.get_submodule(owner)), cast(Any, folded.get_submodule(name))
         fused = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
-        if owner in steps:
-            steps[owner] = fuse_conv_bn_weights(steps[owner], None, *fused)[0].abs()
         layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *fused)
+        if owner in steps:
+            steps[owner] = fuse_conv_bn_weights(nn.Parameter(steps[owner]), None, *fused)[0].abs()
         folded.set_submodule(name, nn.Identity())
-    for name, values in steps.items():
-        cast(QuantizedLayer, folded.get_submodule(name)).learn_scales_from(values)
+    for name, scale in steps.items():
+        cast(QuantizedLayer, folded.get_submodule(name)).learn_scales_from(scale)
     return folded

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from fgq.errors import ModelError
-from fgq.scheme import ActivationScheme, Codes, WeightScheme
+from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train import export, quantized_layers
 from fgq.train.fit import dequantized
-from fgq.train.scratch import INT4_PER_FILTER, REFIT_EVERY, SHARE, KeptSteps, fold, prepare_from_scratch
+from fgq.train.scratch import INT4_PER_FILTER, GroupSteps, RowSteps, fold, prepare_from_scratch
 from fgq.train.trainer import Schedule, train
 
 SCHEMES = {
@@ -23,7 +23,7 @@ SCHEMES = {
     "int8": WeightScheme(codes=Codes.INT8),
     "int4": INT4_PER_FILTER,
 }
-AXES = {"group_axis": 1, "channel_axis": 0, "warm_up": 40}
+AXES = {"group_axis": 1, "channel_axis": 0}
 SHORT = Schedule(steps=20, batch=32, rate=5e-3, warm_up=2, ema=0.0, checkpoint_every=5)
 
 
@@ -44,84 +44,87 @@ def weight():
     return torch.randn(12, 18, 3, 3, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("name", SCHEMES)
-def test_fresh_steps_give_the_fitted_values(weight, name):
+GROUPS = [name for name, scheme in SCHEMES.items() if scheme.granularity is Granularity.GROUP]
+
+
+def first_steps(weight, name):
+    return GroupSteps(weight, SCHEMES[name], **AXES)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_first_steps_give_the_fitted_values(weight, name):
     weight[3] = 0.0
-    kept = KeptSteps(weight, SCHEMES[name], **AXES)
-    wanted = dequantized(weight, kept.scheme, group_axis=1, channel_axis=0)
-    # code * (alpha * scale) against (code * alpha) * scale: one more rounding to float32.
-    torch.testing.assert_close(kept(weight), wanted, rtol=2e-7, atol=0)
-    assert not kept(weight)[3].any()
+    wanted = dequantized(weight, SCHEMES[name], **AXES)
+    found = first_steps(weight, name)(weight)
+    # A step is a quotient times its divisor again, each rounded to float32.
+    torch.testing.assert_close(found.detach(), wanted, rtol=5e-7, atol=0)
+    assert not found[3].any()
 
 
-def test_steps_of_groups_move_slowly_in_the_warm_up_and_only_in_training(weight):
-    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
-    other = weight.flip(1)  # of the same rows, whose groups have other scales
-    first, wanted = kept.steps.clone(), KeptSteps(other, kept.scheme, **AXES).steps
-    kept.eval()(other)
-    assert torch.equal(kept.steps, first)
-    kept.train()
-    for moment in range(2 * AXES["warm_up"]):
-        before = kept.steps.clone()
-        kept(other)
-        share = SHARE * (1 - moment / AXES["warm_up"])
-        if moment % REFIT_EVERY or share <= 0:
-            assert torch.equal(kept.steps, before)
-        else:
-            torch.testing.assert_close(kept.steps, before.lerp(wanted, share), rtol=1e-5, atol=0)
+@pytest.mark.parametrize(("name", "limit"), [("int8", 127), ("int4", 7)])
+def test_rows_are_scaled_by_their_largest_magnitude(weight, name, limit):
+    weight[3] = 0.0
+    scheme = WeightScheme(codes=Codes.INT8, weight_limit=limit)
+    found = RowSteps(SCHEMES[name].max_code, 0)(weight)
+    torch.testing.assert_close(found, dequantized(weight, scheme, **AXES), rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+def test_rows_of_another_axis(weight):
+    found = RowSteps(7, 1)(weight)
+    torch.testing.assert_close(found, RowSteps(7, 0)(weight.transpose(0, 1)).transpose(0, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", GROUPS)
 def test_steps_grow_with_their_row(weight, name):
     weight[3] = 0.0
-    kept = KeptSteps(weight, SCHEMES[name], **AXES).eval()
-    before, grown = kept(weight), weight.clone()
+    kept, grown = first_steps(weight, name), weight.clone()
     grown[:6] *= 4.0
-    wanted = before.clone()
+    wanted = kept(weight).detach()
     wanted[:6] *= 4.0  # exact
-    torch.testing.assert_close(kept(grown), wanted, rtol=0, atol=0)
-    assert not kept(grown)[3].any()
+    torch.testing.assert_close(kept(grown).detach(), wanted, rtol=0, atol=0)
 
 
 def test_one_growing_weight_leaves_the_codes_of_its_group(weight):
-    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES).eval()
-    before = kept(weight)
+    kept = first_steps(weight, "ternary4")
+    before = kept(weight).sign()
     weight[0, 0, 0, 0] *= 3.0
-    found = kept(weight)
-    codes = [(values / kept.steps)[0, 1:4, 0, 0].round() for values in (before, found)]
-    assert torch.equal(*codes)
-    assert kept.steps.isfinite().all()
+    assert torch.equal(kept(weight).sign()[0, 1:4], before[0, 1:4])
 
 
-def test_eight_bit_rows_follow_their_largest_weight(weight):
-    kept = KeptSteps(weight, WeightScheme(codes=Codes.INT8), **AXES).eval()
-    weight[:, 5] *= 7.0
-    wanted = dequantized(weight, kept.scheme, group_axis=1, channel_axis=0)
-    torch.testing.assert_close(kept(weight), wanted, rtol=3e-7, atol=0)
-
-
-def test_a_row_of_zeros_gets_steps_once_it_has_weights(weight):
+def test_a_row_of_zeros_gets_codes_once_it_has_weights(weight):
     full, weight = weight, weight.clone()
     weight[3] = 0.0
-    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES).train()
+    kept = first_steps(weight, "ternary4")
     assert not kept(weight)[3].any()
-    kept.passes.zero_()
-    found = kept(full)
-    torch.testing.assert_close(found[3], dequantized(full, kept.scheme, group_axis=1, channel_axis=0)[3])
+    assert 0.3 < kept(full)[3].ne(0).float().mean() < 0.9
 
 
-def test_gradients_pass_straight_through(weight):
+def test_gradients_pass_straight_through_rows(weight):
     weight.requires_grad_()
-    kept = KeptSteps(weight, WeightScheme(group_size=4), **AXES)
     factor = torch.arange(weight.numel()).reshape(weight.shape).float()
-    (kept(weight) * factor).sum().backward()
+    (RowSteps(7, 0)(weight) * factor).sum().backward()
     assert torch.equal(weight.grad, factor)
 
 
-def test_four_bit_filters_are_scaled_by_their_largest_magnitude(weight):
-    kept = KeptSteps(weight, INT4_PER_FILTER, **AXES)
-    codes = (kept(weight) / kept.steps).round()
-    assert torch.equal(codes.abs().amax((1, 2, 3)), torch.full((12,), 7.0))
+def test_the_gradient_of_a_step_is_that_of_its_codes():
+    # Of weights beyond the last level the result is codes * step, of which this is the slope.
+    codes = torch.randint(-1, 2, (6, 8), generator=torch.Generator().manual_seed(0)).float()
+    codes[:, ::4] = 1.0
+    kept = first_steps(codes, "ternary4")
+    nn.init.constant_(kept.growth, -1.0)
+    factor = torch.randn(codes.shape, generator=torch.Generator().manual_seed(1))
+    (kept(codes) * factor).sum().backward()
+    with torch.no_grad():
+        wanted = (codes * factor).reshape(6, 2, 4).sum(-1) * kept.steps(codes) * 4**-0.5  # LSQ, section 2.2
+    torch.testing.assert_close(kept.growth.grad, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_are_learned(tmp_path):
+    module = trained(SCHEMES["ternary4"], tmp_path)
+    grown = [layer.kept_steps.growth for layer in quantized_layers(module).values() if layer.group_axis == 1
+             and isinstance(layer.kept_steps, GroupSteps)]  # fmt: skip
+    assert len(grown) == 4
+    assert all(values.abs().max() > 1e-3 for values in grown)
 
 
 def test_normalization_stays_and_the_module_is_left_as_it_was():
@@ -157,12 +160,12 @@ def test_the_file_computes_what_was_trained(tmp_path, name):
     folded = fold(module)
     for owner, layer in quantized_layers(folded).items():
         if owner != "stem":
-            wanted = module.get_submodule(owner).kept_steps(module.get_submodule(owner).weight)
-            # Scales are rounded to whole multiples of their row's, of which the widest group's has 127 or so.
-            largest = wanted.detach().abs().max().item()
-            np.testing.assert_allclose(
-                layer.tensor().dequantize(), wanted.detach(), rtol=0, atol=largest / 127
-            )
+            wanted = module.get_submodule(owner).kept_steps(module.get_submodule(owner).weight).detach()
+            # Half a row scale at the largest code: scales of groups are rounded to multiples of their row's.
+            limit = layer.weight_scheme.alpha_limit
+            rounding = 0.51 * wanted.abs().max().item() / limit if limit > 1 else 0.0
+            found = layer.tensor().dequantize()
+            np.testing.assert_allclose(found, wanted, rtol=0 if rounding else 1e-6, atol=rounding)
     images = networks.data().validation.images
     with torch.no_grad():
         unfolded, whole = module.eval()(images), folded(images)
@@ -185,11 +188,10 @@ def test_folding_keeps_codes_and_rounds_scales_to_multiples_of_the_rows(tmp_path
         found, wanted = torch.from_numpy(tensor.dequantize()), kept(weight)
         gain = torch.from_numpy(layer.weight.detach().numpy()) / wanted  # of the folded normalization
         row_scale = torch.from_numpy(tensor.row_scale).reshape(-1, *[1] * (weight.ndim - 1))
-        codes = (wanted / kept.current(weight)).round()
-        wanted = torch.where(codes == 0, 0.0, wanted * gain)
+        wanted = torch.where(wanted == 0, 0.0, wanted * gain)
         # Half a row scale for each level, and what float32 rounds.
-        assert ((found - wanted).abs() <= 0.51 * row_scale * codes.abs()).all()
-        assert torch.equal(found == 0, codes == 0)
+        assert ((found - wanted).abs() <= 0.51 * row_scale * layer.weight_scheme.max_code).all()
+        assert torch.equal(found == 0, wanted == 0)
 
 
 def test_the_loss_falls_and_ranges_freeze(tmp_path):
