@@ -106,9 +106,11 @@ class GroupSteps(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight in the shape of the first one."""
-        groups = as_groups(weight, self.scheme, **self._axes)
+        groups = as_groups(weight.detach(), self.scheme, **self._axes)
         nearest = LearnedScale.apply(groups, self.steps(weight), self.scheme.max_code)  # type: ignore[no-untyped-call]
-        return from_groups(nearest, weight, **self._axes)
+        nearest = from_groups(nearest, weight, **self._axes)
+        # The whole gradient for weights, where LearnedScale keeps them from growing beyond the last level.
+        return nearest + (weight - weight.detach())
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -99,10 +99,12 @@ def test_a_row_of_zeros_gets_codes_once_it_has_weights(weight):
     assert 0.3 < kept(full)[3].ne(0).float().mean() < 0.9
 
 
-def test_gradients_pass_straight_through_rows(weight):
+@pytest.mark.parametrize("name", SCHEMES)
+def test_gradients_pass_straight_through(weight, name):
+    kept = first_steps(weight, name) if name in GROUPS else RowSteps(7, 0)
     weight.requires_grad_()
     factor = torch.arange(weight.numel()).reshape(weight.shape).float()
-    (RowSteps(7, 0)(weight) * factor).sum().backward()
+    (kept(weight) * factor).sum().backward()
     assert torch.equal(weight.grad, factor)
 
 
