@@ -3,11 +3,8 @@
 Importing this module does not import torch; calling it does.
 """
 
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -82,7 +79,9 @@ def export_onnx(
     """
     torch = require("torch", "text")
     require("onnxscript", "text")
-    with _quiet(), torch.no_grad():
+    from fgq.train.export import quiet_exporter
+
+    with quiet_exporter(), torch.no_grad():
         if exporter == "dynamo":
             program = torch.onnx.export(
                 module,
@@ -134,17 +133,3 @@ def _strip_notes(model: onnx.ModelProto) -> None:
     for item in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, model.graph):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence deprecations inside the exporters and their note that torchvision's operators are missing."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ class Images(Dataset[tuple[Tensor, int]]):
     """Grey images [n, 1, 32, 32] with their labels; uint8 values are scaled to 0..1."""
 
     def __init__(self, images: NDArray[Any], labels: NDArray[Any]) -> None:
-        self._images, self._labels = torch.from_numpy(images), labels
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing writes here
+            self._images, self._labels = torch.from_numpy(images), labels
 
     def __len__(self) -> int:
         return len(self._labels)

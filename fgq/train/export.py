@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import onnx
 import onnx_ir as ir
@@ -95,6 +97,20 @@ def export(
     return [name for name in layers if name not in found]
 
 
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Silence deprecations inside PyTorch's exporters, and their note that torchvision is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 class _OnnxQuantizer(nn.Module):
     """A quantizer as the nodes that the converter writes for it."""
 
@@ -150,8 +166,7 @@ def _onnx(
     open_axes: Sequence[Iterable[int]],
 ) -> onnx.ModelProto:
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 example,
