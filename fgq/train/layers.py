@@ -153,7 +153,7 @@ class QuantizedLayer(nn.Module):
             self.row_scale.zero_()  # nothing but the one scale of a row counts
             self.group_scale.copy_(rows[:, None])
             return
-        alpha = torch.from_numpy(tensor.planes[0].alpha).to(self.row_scale)
+        alpha = torch.from_numpy(tensor.planes[0].alpha.copy()).to(self.row_scale)
         alpha = alpha.movedim((self.channel_axis, self.group_axis), (0, -1)).flatten(1)
         self.row_scale.copy_(rows)
         self.group_scale.copy_(alpha.clamp_min(1.0) * rows[:, None])
