@@ -138,7 +138,7 @@ class Recipe:
 
     @property
     def settled(self) -> int:
-        """Steps until the ranges of activations, and the scales of groups in their row, are frozen."""
+        """Steps until the ranges of activations are frozen."""
         return max(1, 3 * self.steps // 10)
 
 

@@ -56,8 +56,9 @@ class RowSteps(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize a weight of any shape."""
         others = [axis for axis in range(weight.ndim) if axis != self.channel_axis]
-        steps = (weight.detach().abs().amax(others, keepdim=True) / self.limit).clamp_min(_TINY)
-        return cast(Tensor, _StraightThrough.apply(weight, steps, self.limit))  # type: ignore[no-untyped-call]
+        fixed = weight.detach()
+        steps = (fixed.abs().amax(others, keepdim=True) / self.limit).clamp_min(_TINY)
+        return _straight_through((fixed / steps).round().clamp(-self.limit, self.limit) * steps, weight)
 
 
 class GroupSteps(nn.Module):
@@ -110,17 +111,12 @@ class GroupSteps(nn.Module):
         nearest = LearnedScale.apply(groups, self.steps(weight), self.scheme.max_code)  # type: ignore[no-untyped-call]
         nearest = from_groups(nearest, weight, **self._axes)
         # The whole gradient for weights, where LearnedScale keeps them from growing beyond the last level.
-        return nearest + (weight - weight.detach())
+        return _straight_through(nearest, weight)
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, steps: Tensor, largest: int) -> Tensor:
-        return (weight / steps).round_().clamp_(-largest, largest).mul_(steps)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
+def _straight_through(nearest: Tensor, weight: Tensor) -> Tensor:
+    """Return quantized values, whose gradient the weight gets as it is."""
+    return nearest + (weight - weight.detach())
 
 
 def prepare_from_scratch(
