@@ -4,7 +4,7 @@ Cached
     Compiling costs about a second a kernel, loading one from the cache about ten milliseconds. Numba
     alone would miss changes in the files that a function borrows from, and never find a function again
     that closes over another one. Here the cache is stamped with the content of the whole package, and a
-    closure is known by the names and numbers in it.
+    closure is known by the names and numbers in it (:mod:`fgq.kernels._code_cache`).
 Without the interpreter lock
     Kernels touch only arrays that they are handed, so several Python threads may run them at once, on the
     same prepared weights too (:mod:`fgq.kernels.threads`).
@@ -26,11 +26,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import llvmlite
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 from numba.core.extending import _Intrinsic as Intrinsic
 
 from fgq.errors import KernelError
+from fgq.kernels._code_cache import PackageCache, own_folder
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,8 +53,9 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
     Notes
     -----
     Numba keeps its cache in ``NUMBA_CACHE_DIR``, else beside the source, else in the user's cache
-    folder. Where none of these can be written (a read-only installation under a read-only home), a
-    private folder among the temporary files takes their place, and failing that nothing is cached.
+    folder. Where none of these can be written (a read-only installation under a read-only home), or
+    others can write there too, a private folder among the temporary files takes their place, and failing
+    that nothing is cached.
     """
     if function.__closure__:
         # variants need names of their own: code from the cache is linked by name
@@ -68,21 +69,6 @@ def jit(function: Callable[P, R]) -> Callable[P, R]:
         if cached is not None:
             compiled._cache = cached  # type: ignore[attr-defined]
     return cast(Callable[P, R], compiled)
-
-
-class PackageCache(FunctionCache):
-    """Numba's cache of one function, out of date as soon as any file of this package changes."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call]
-        self._cache_file = IndexDataCacheFile(
-            cache_path=self._cache_path,
-            filename_base=self._impl.filename_base,
-            source_stamp=source_stamp(),
-        )
-
-    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
-        return sig, codegen.magic_tuple(), describe_closure(self._py_func)
 
 
 def describe_closure(function: Callable[..., Any]) -> str:
@@ -125,14 +111,18 @@ def digest_of(folder: Path) -> str:
 
 
 def _cache_of(function: Callable[..., Any]) -> PackageCache | None:
+    stamp, closure = source_stamp(), describe_closure(function)
     try:
-        return PackageCache(function)
-    except RuntimeError:  # Numba found no folder that it can write
+        return PackageCache(function, stamp, closure)
+    except RuntimeError:  # no folder that it can write, or none that is this user's own
         folder = _private_temporary_folder()
     if folder is None:
         return None
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]
-    return PackageCache(function)
+    try:
+        return PackageCache(function, stamp, closure)
+    except RuntimeError:  # the disk is full, or NUMBA_CACHE_LOCATOR_CLASSES knows better
+        return None
 
 
 def _private_temporary_folder() -> Path | None:
@@ -145,5 +135,5 @@ def _private_temporary_folder() -> Path | None:
         found = folder.lstat()
     except OSError:
         return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-    return folder if private else None
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    return folder if private and own_folder(str(folder)) else None

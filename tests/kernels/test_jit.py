@@ -165,7 +165,7 @@ def test_a_read_only_home_gets_a_private_cache(tmp_path):
     run_without_a_cache_folder(tmp_path)
     (folder,) = tmp_path.glob("fgq-numba-*")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert list(folder.rglob("*.nbi"))
+    assert list(folder.rglob("*.nbc"))
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="elsewhere nothing is cached then")
