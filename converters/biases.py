@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fgq.container import constant
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import add_initializer, sole_consumer
+from fgq.converters.rewriting import Names, add_initializer, sole_consumer
 
 
 class Bias(NamedTuple):
@@ -42,7 +42,7 @@ class Bias(NamedTuple):
             self.node.resize_inputs(self.place + 1)
         old = self.node.inputs[self.place]
         name = f"{self.node.name}.bias" if old is None else str(old.name)
-        self.node.replace_input_with(self.place, add_initializer(graph, name, values))
+        self.node.replace_input_with(self.place, add_initializer(Names(graph), name, values))
 
 
 def find_bias(layer: Layer) -> Bias | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fgq.container import FUNCTION_DOMAIN, FUNCTION_VERSION
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.converters.select import Choice
 from fgq.dynamic import (
     MULTIPLY_TOKENS,
@@ -47,12 +47,13 @@ def quantize_inputs(model: ir.Model, choices: Sequence[Choice]) -> dict[ir.Value
         for choice in choices
         if choice.activations is not None and choice.activations.is_dynamic
     ]
+    names = Names(model.graph)
     found: dict[ir.Value, ir.Node] = {}
     done: dict[ir.Value, ir.Value] = {}
     for layer, ranges in layers:
         tensor = layer.activation
         if tensor not in done:
-            nodes = _quantize_nodes(tensor, ranges)
+            nodes = _quantize_nodes(names, tensor, ranges)
             model.graph.insert_before(layer.node, nodes)
             done[tensor] = nodes[-1].outputs[0]
             found[done[tensor]] = nodes[0]
@@ -77,13 +78,13 @@ def transposed(weight: QuantizedTensor) -> QuantizedTensor:
 
 
 def write_product(
-    model: ir.Model, layer: Layer, quantize: ir.Node, w8: ir.Value, row_scale: NDArray[np.float32]
+    names: Names, layer: Layer, quantize: ir.Node, w8: ir.Value, row_scale: NDArray[np.float32]
 ) -> None:
     """Replace a MatMul or Gemm by the product of integers, and a bias by an Add.
 
     Parameters
     ----------
-    model : onnx_ir.Model
+    names : Names
     layer : Layer
     quantize : onnx_ir.Node
         What quantizes its activations.
@@ -91,8 +92,8 @@ def write_product(
         Its weights, int8 [K, M].
     row_scale : ndarray of float32, shape (M,) or ()
     """
-    graph, name = model.graph, layer.name
-    scale = add_initializer(graph, f"{layer.weight.name}.scale", row_scale)
+    name = layer.name
+    scale = add_initializer(names, f"{layer.weight.name}.scale", row_scale)
     if quantize.op_type == QUANTIZE_TOKENS:
         inputs = [*quantize.outputs, w8, scale]
         nodes = [ir.node(MULTIPLY_TOKENS, inputs, domain=FUNCTION_DOMAIN, name=name)]
@@ -105,33 +106,37 @@ def write_product(
         nodes = [sums, real, factor, scaled]
     if layer.bias is not None:
         nodes.append(ir.node("Add", [nodes[-1].outputs[0], layer.bias], name=f"{name}_bias"))
+    for node in nodes[:-1]:
+        node.outputs[0].name = names.new(str(node.name))
     result = nodes[-1].outputs[0]
     redirect(layer.output, result)
-    take_name(layer.output, result, "_float")
-    graph.insert_before(layer.node, nodes)
-    graph.remove(layer.node, safe=True)
+    take_name(names, layer.output, result, "_float")
+    names.graph.insert_before(layer.node, nodes)
+    names.graph.remove(layer.node, safe=True)
 
 
-def drop_dynamic(graph: ir.Graph) -> None:
+def drop_dynamic(names: Names) -> None:
     """Let products read their activations as they are, and multiply them by real weights.
 
     Parameters
     ----------
-    graph : onnx_ir.Graph
+    names : Names
+        Of the main graph.
     """
+    graph = names.graph
     for product in find_dynamic_products(graph):
-        weight = add_initializer(graph, f"{product.integers.name}_real", product.read_weight().dequantize())
+        weight = add_initializer(names, f"{product.integers.name}_real", product.read_weight().dequantize())
         node = ir.node("MatMul", [product.source, weight], name=product.name)
         result = node.outputs[0]
         producer = product.result.producer()
         assert producer is not None
         redirect(product.result, result)
-        take_name(product.result, result, "_integers")
+        take_name(names, product.result, result, "_integers")
         graph.insert_before(producer, [node])
         graph.remove(producer, safe=True)
 
 
-def _quantize_nodes(tensor: ir.Value, ranges: Ranges) -> list[ir.Node]:
+def _quantize_nodes(names: Names, tensor: ir.Value, ranges: Ranges) -> list[ir.Node]:
     """Return the nodes that quantize a tensor, the quantization first and what makes real values last."""
     stem = f"{tensor.name}_int8"
     if ranges is Ranges.TENSOR:
@@ -141,12 +146,16 @@ def _quantize_nodes(tensor: ir.Value, ranges: Ranges) -> list[ir.Node]:
         quantize = ir.node(QUANTIZE_TOKENS, [tensor], domain=FUNCTION_DOMAIN, num_outputs=3, name=stem)
         codes, scale, zero = quantize.outputs
         to_float = {"to": int(ir.DataType.FLOAT)}
-        raised, low = (ir.node("Cast", [value], to_float) for value in (codes, zero))
-        steps = ir.node("Sub", [raised.outputs[0], low.outputs[0]])
+        raised, low = (
+            ir.node("Cast", [value], to_float, name=f"{stem}_{what}")
+            for value, what in ((codes, "raised"), (zero, "low"))
+        )
+        steps = ir.node("Sub", [raised.outputs[0], low.outputs[0]], name=f"{stem}_steps")
         real = ir.node("Mul", [steps.outputs[0], scale], name=f"{stem}_value")
         nodes = [quantize, raised, low, steps, real]
-    for value, name in zip(quantize.outputs, ("", "_scale", "_zero_point"), strict=True):
-        value.name = f"{stem}{name}"
-    nodes[-1].outputs[0].name = f"{stem}_value"
+    for value, suffix in zip(quantize.outputs, ("", "_scale", "_zero_point"), strict=True):
+        value.name = names.new(f"{stem}{suffix}")
+    for node in nodes[1:]:
+        node.outputs[0].name = names.new(str(node.name))
     nodes[-1].outputs[0].dtype, nodes[-1].outputs[0].shape = ir.DataType.FLOAT, tensor.shape
     return nodes

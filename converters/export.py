@@ -10,7 +10,7 @@ from fgq.config import ExportForm
 from fgq.container import FORM_KEY, constant, is_unpack, unpacked
 from fgq.converters.dynamic import drop_dynamic
 from fgq.converters.quantized_graph import finish
-from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.dynamic import find_dynamic_products
 from fgq.errors import ModelError
 
@@ -29,7 +29,7 @@ def export(model: ir.Model, form: ExportForm) -> None:
     ModelError
         If the model holds no quantized weights of these forms.
     """
-    graph = model.graph
+    graph, names = model.graph, Names(model.graph)
     calls = [node for node in graph if is_unpack(node)]
     weights = [node for node in graph if _is_weight(node)]
     if not calls and not weights and not find_dynamic_products(graph):
@@ -38,13 +38,13 @@ def export(model: ir.Model, form: ExportForm) -> None:
         )
     if form is not ExportForm.INLINED:
         for node in calls:
-            _replace(graph, node, unpacked(node))
+            _replace(names, node, unpacked(node))
     if form is ExportForm.FLOAT:
-        drop_dynamic(graph)
+        drop_dynamic(names)
         for node in [node for node in graph if _is_weight(node)]:
-            _replace(graph, node, _dequantized(node))
+            _replace(names, node, _dequantized(node))
         for node in list(graph):
-            _drop_quantizer(graph, node)
+            _drop_quantizer(names, node)
     if form is ExportForm.FLOAT:
         model.metadata_props.pop(FORM_KEY, None)
     else:
@@ -73,16 +73,16 @@ def _dequantized(node: ir.Node) -> NDArray[np.float32]:
     return weights
 
 
-def _replace(graph: ir.Graph, node: ir.Node, array: ArrayLike) -> None:
+def _replace(names: Names, node: ir.Node, array: ArrayLike) -> None:
     """Put a constant in the place of a node."""
     output = node.outputs[0]
     name = str(output.name)
-    output.name = f"{name}_computed"
-    redirect(output, add_initializer(graph, name, array))
-    graph.remove(node, safe=True)
+    names.rename(output, f"{name}_computed")
+    redirect(output, add_initializer(names, name, array))
+    names.graph.remove(node, safe=True)
 
 
-def _drop_quantizer(graph: ir.Graph, node: ir.Node) -> None:
+def _drop_quantizer(names: Names, node: ir.Node) -> None:
     """Let the readers of a dequantized activation read the float tensor behind its quantizer."""
     if node.op_type != "DequantizeLinear" or node.domain != "":
         return
@@ -94,8 +94,8 @@ def _drop_quantizer(graph: ir.Graph, node: ir.Node) -> None:
     output, source = node.outputs[0], producer.inputs[0]
     if output.is_graph_output():
         copy = ir.node("Identity", [source], name=f"{node.name}_copy")
-        graph.insert_after(node, [copy])
+        names.graph.insert_after(node, [copy])
         redirect(output, copy.outputs[0])
-        take_name(output, copy.outputs[0], "_dequantized")
+        take_name(names, output, copy.outputs[0], "_dequantized")
     else:
         redirect(output, source)

@@ -21,7 +21,7 @@ from fgq.container import (
 )
 from fgq.converters.dynamic import transposed, write_product
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import add_initializer
+from fgq.converters.rewriting import Names, add_initializer
 from fgq.converters.sites import Site
 from fgq.kernels.packing import pack_codes, table
 from fgq.qtensor import QuantizedTensor
@@ -55,8 +55,9 @@ def insert_quantizers(model: ir.Model, sites: Mapping[Site, Mapping[int, Quantiz
     sites : mapping of Site to a mapping of bits to Quantizer
         One quantizer for each width in ``site.bits``.
     """
+    names = Names(model.graph)
     for site, quantizers in sites.items():
-        _insert_quantizers(model.graph, site, quantizers)
+        _insert_quantizers(names, site, quantizers)
 
 
 def write_weights(
@@ -74,17 +75,18 @@ def write_weights(
         Of the activations whose ranges are found at run time, what quantizes them
         (`fgq.converters.dynamic.quantize_inputs`).
     """
+    names = Names(model.graph)
     for entry in layers:
         quantize = dynamic.get(entry.layer.activation)
         if quantize is not None:
             weight = transposed(entry.weight)
-            nodes, w8 = _integers(model.graph, str(entry.layer.weight.name), weight, form)
+            nodes, w8 = _integers(names, str(entry.layer.weight.name), weight, form)
             model.graph.insert_before(entry.layer.node, nodes)
-            write_product(model, entry.layer, quantize, w8, weight.row_scale)
+            write_product(names, entry.layer, quantize, w8, weight.row_scale)
             continue
-        _write_weight(model.graph, entry, form)
+        _write_weight(names, entry, form)
         if entry.input_scale is not None and entry.layer.bias is not None:
-            _write_bias(model.graph, entry, entry.input_scale)
+            _write_bias(names, entry, entry.input_scale)
     if any(entry.weight.scheme.codes in PACKED for entry in layers) and form is not Form.INT8:
         function = unpack_function(model.opset_imports[""])
         model.functions[function.identifier()] = function
@@ -112,7 +114,7 @@ def finish(model: ir.Model, *, inline: bool) -> None:
     )(model)
 
 
-def _insert_quantizers(graph: ir.Graph, site: Site, quantizers: Mapping[int, Quantizer]) -> None:
+def _insert_quantizers(names: Names, site: Site, quantizers: Mapping[int, Quantizer]) -> None:
     tensor = site.tensor
     # The readers are listed before the first node is added: each width takes its own.
     readers = {bits: [node for node, width in site.readers.items() if width == bits] for bits in quantizers}
@@ -121,7 +123,7 @@ def _insert_quantizers(graph: ir.Graph, site: Site, quantizers: Mapping[int, Qua
     source = tensor
     widest = max(quantizers)
     for bits in sorted(quantizers, reverse=True):
-        chain = _quantizer_nodes(graph, source, str(tensor.name), quantizers[bits])
+        chain = _quantizer_nodes(names, source, str(tensor.name), quantizers[bits])
         nodes += chain
         result = chain[-1].outputs[0]
         takers = readers[bits] + (others if bits == widest else [])
@@ -130,53 +132,53 @@ def _insert_quantizers(graph: ir.Graph, site: Site, quantizers: Mapping[int, Qua
                 if value is tensor:
                     taker.replace_input_with(index, result)
         source = result
-    producer = tensor.producer()
+    graph, producer = names.graph, tensor.producer()
     if producer is None:
         graph.insert_before(graph[0], nodes)
     else:
         graph.insert_after(producer, nodes)
 
 
-def _quantizer_nodes(graph: ir.Graph, source: ir.Value, name: str, quantizer: Quantizer) -> list[ir.Node]:
+def _quantizer_nodes(names: Names, source: ir.Value, name: str, quantizer: Quantizer) -> list[ir.Node]:
     """Return QuantizeLinear, for 4 bits Clip, and DequantizeLinear, reading `source`."""
     stem = f"{name}_int{quantizer.bits}"
-    scale = add_initializer(graph, f"{stem}_scale", np.float32(quantizer.scale))
-    zero = add_initializer(graph, f"{stem}_zero_point", np.uint8(quantizer.zero_point))
-    nodes = [_node("QuantizeLinear", [source, scale, zero], stem, ir.DataType.UINT8, source.shape)]
+    scale = add_initializer(names, f"{stem}_scale", np.float32(quantizer.scale))
+    zero = add_initializer(names, f"{stem}_zero_point", np.uint8(quantizer.zero_point))
+    nodes = [_node(names, "QuantizeLinear", [source, scale, zero], stem, ir.DataType.UINT8, source.shape)]
     if quantizer.bits < 8:
         bounds = [
-            add_initializer(graph, f"{stem}_{end}", np.uint8(bound))
+            add_initializer(names, f"{stem}_{end}", np.uint8(bound))
             for end, bound in zip(("lowest", "highest"), ACTIVATION_BOUNDS[quantizer.bits], strict=True)
         ]
         clip = [nodes[0].outputs[0], *bounds]
-        nodes.append(_node("Clip", clip, f"{stem}_clipped", ir.DataType.UINT8, source.shape))
+        nodes.append(_node(names, "Clip", clip, f"{stem}_clipped", ir.DataType.UINT8, source.shape))
     last = nodes[-1].outputs[0]
     nodes.append(
-        _node("DequantizeLinear", [last, scale, zero], f"{stem}_value", ir.DataType.FLOAT, source.shape)
+        _node(
+            names, "DequantizeLinear", [last, scale, zero], f"{stem}_value", ir.DataType.FLOAT, source.shape
+        )
     )
     return nodes
 
 
-def _write_weight(graph: ir.Graph, entry: QuantizedLayer, form: Form) -> None:
+def _write_weight(names: Names, entry: QuantizedLayer, form: Form) -> None:
     layer, tensor = entry.layer, entry.weight
     stem = str(layer.weight.name)
-    nodes, w8 = _integers(graph, stem, tensor, form)
-    nodes.append(_dequantize_node(graph, stem, w8, tensor.row_scale, axis=tensor.channel_axis, dtype=np.int8))
-    _insert_for(graph, layer, nodes)
+    nodes, w8 = _integers(names, stem, tensor, form)
+    nodes.append(_dequantize_node(names, stem, w8, tensor.row_scale, axis=tensor.channel_axis, dtype=np.int8))
+    _insert_for(names, layer, nodes)
     layer.node.replace_input_with(layer.weight_index, nodes[-1].outputs[0])
 
 
-def _integers(
-    graph: ir.Graph, stem: str, tensor: QuantizedTensor, form: Form
-) -> tuple[list[ir.Node], ir.Value]:
+def _integers(names: Names, stem: str, tensor: QuantizedTensor, form: Form) -> tuple[list[ir.Node], ir.Value]:
     """Return the int8 weights, and the nodes that make them."""
     if tensor.scheme.codes in PACKED and form is not Form.INT8:
-        node = _unpack_node(graph, stem, tensor)
+        node = _unpack_node(names, stem, tensor)
         return [node], node.outputs[0]
-    return [], add_initializer(graph, f"{stem}.w8", tensor.int8())
+    return [], add_initializer(names, f"{stem}.w8", tensor.int8())
 
 
-def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node:
+def _unpack_node(names: Names, stem: str, tensor: QuantizedTensor) -> ir.Node:
     (plane,) = tensor.planes
     arrays: dict[str, ArrayLike] = {
         "codes": pack_codes(plane.codes, tensor.scheme.codes.largest),
@@ -185,49 +187,51 @@ def _unpack_node(graph: ir.Graph, stem: str, tensor: QuantizedTensor) -> ir.Node
         "group": tensor.group,
         "shape": np.array(tensor.shape, np.int64),
     }
-    inputs = [add_initializer(graph, f"{stem}.{name}", array) for name, array in arrays.items()]
+    inputs = [add_initializer(names, f"{stem}.{name}", array) for name, array in arrays.items()]
     node = _node(
-        FUNCTION_NAME, inputs, f"{stem}.w8", ir.DataType.INT8, ir.Shape(tensor.shape), FUNCTION_DOMAIN
+        names, FUNCTION_NAME, inputs, f"{stem}.w8", ir.DataType.INT8, ir.Shape(tensor.shape), FUNCTION_DOMAIN
     )
     node.attributes["axis"] = ir.AttrInt64("axis", tensor.group_axis)
     return node
 
 
-def _write_bias(graph: ir.Graph, entry: QuantizedLayer, input_scale: float) -> None:
+def _write_bias(names: Names, entry: QuantizedLayer, input_scale: float) -> None:
     layer, row_scale = entry.layer, entry.weight.row_scale
     bias = layer.bias_array
     assert layer.bias is not None
     assert bias is not None
     stem = str(layer.bias.name)
-    integers = add_initializer(graph, f"{stem}.int32", quantize_bias(bias, input_scale, row_scale))
+    integers = add_initializer(names, f"{stem}.int32", quantize_bias(bias, input_scale, row_scale))
     scale = np.float32(input_scale) * row_scale
-    node = _dequantize_node(graph, stem, integers, scale, axis=0, dtype=np.int32)
-    _insert_for(graph, layer, [node])
+    node = _dequantize_node(names, stem, integers, scale, axis=0, dtype=np.int32)
+    _insert_for(names, layer, [node])
     layer.node.replace_input_with(2, node.outputs[0])
 
 
 def _dequantize_node(
-    graph: ir.Graph, stem: str, integers: ir.Value, scale: np.ndarray, *, axis: int, dtype: type[np.generic]
+    names: Names, stem: str, integers: ir.Value, scale: np.ndarray, *, axis: int, dtype: type[np.generic]
 ) -> ir.Node:
     """Return ``scale * integers``; the zero points are always written (docs/architecture.md, Traps)."""
     scale = np.asarray(scale, np.float32)
     inputs = [
         integers,
-        add_initializer(graph, f"{stem}.scale", scale),
-        add_initializer(graph, f"{stem}.zero_point", np.zeros(scale.shape, dtype)),
+        add_initializer(names, f"{stem}.scale", scale),
+        add_initializer(names, f"{stem}.zero_point", np.zeros(scale.shape, dtype)),
     ]
-    node = _node("DequantizeLinear", inputs, f"{stem}.value", ir.DataType.FLOAT, integers.shape)
+    node = _node(names, "DequantizeLinear", inputs, f"{stem}.value", ir.DataType.FLOAT, integers.shape)
     if scale.ndim:
         node.attributes["axis"] = ir.AttrInt64("axis", axis)
     return node
 
 
-def _insert_for(graph: ir.Graph, layer: Layer, nodes: Sequence[ir.Node]) -> None:
+def _insert_for(names: Names, layer: Layer, nodes: Sequence[ir.Node]) -> None:
     """Insert the nodes of a weight before its layer, or first of all for a layer in a subgraph."""
+    graph = names.graph
     graph.insert_before(graph[0] if layer.in_subgraph else layer.node, nodes)
 
 
 def _node(
+    names: Names,
     op_type: str,
     inputs: Sequence[ir.Value],
     name: str,
@@ -235,9 +239,9 @@ def _node(
     shape: ir.Shape | None,
     domain: str = "",
 ) -> ir.Node:
-    """Return a node of one output; both are called `name`."""
+    """Return a node called `name`, of one output that has a name like it."""
     node = ir.node(op_type, inputs, domain=domain, name=name)
-    node.outputs[0].name = name
+    node.outputs[0].name = names.new(name)
     node.outputs[0].dtype = dtype
     node.outputs[0].shape = shape
     return node

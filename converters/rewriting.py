@@ -9,14 +9,46 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 
-def add_initializer(graph: ir.Graph, name: str, constant: ArrayLike) -> ir.Value:
-    """Register a constant under `name`, or under a numbered variant of it where that is taken.
+class Names:
+    """The names that the values of a model have, so that new ones get others.
+
+    Names are unique over the main graph and all subgraphs: what a subgraph defines may not hide what it
+    could read from outside.
 
     Parameters
     ----------
     graph : onnx_ir.Graph
-        The main graph.
-    name : str
+        The main graph. All of its names are read once; give later names through this object.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._taken: set[str | None] = set()
+        for each in (graph, *graph.subgraphs()):
+            self._taken.update(value.name for value in (*each.inputs, *each.initializers.values()))
+            self._taken.update(value.name for node in each for value in node.outputs)
+
+    def new(self, stem: str) -> str:
+        """Return `stem`, or a numbered variant of it where that is taken, and take it."""
+        free, number = stem, 1
+        while free in self._taken:
+            free, number = f"{stem}_{number}", number + 1
+        self._taken.add(free)
+        return free
+
+    def rename(self, value: ir.Value, stem: str) -> None:
+        """Call a value `stem`, or a numbered variant of it; its old name becomes free."""
+        self._taken.discard(value.name)
+        value.name = self.new(stem)
+
+
+def add_initializer(names: Names, stem: str, constant: ArrayLike) -> ir.Value:
+    """Register a constant in the main graph under `stem`, or a numbered variant where that is taken.
+
+    Parameters
+    ----------
+    names : Names
+    stem : str
     constant : array_like
 
     Returns
@@ -24,14 +56,12 @@ def add_initializer(graph: ir.Graph, name: str, constant: ArrayLike) -> ir.Value
     onnx_ir.Value
         With its shape and dtype set.
     """
-    free, number = name, 1
-    while free in graph.initializers:
-        free, number = f"{name}_{number}", number + 1
     array = np.asarray(constant)
+    name = names.new(stem)
     # ascontiguousarray makes a vector of a scalar.
-    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=free)
-    value = ir.Value(name=free, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
-    graph.register_initializer(value)
+    tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)
+    names.graph.register_initializer(value)
     return value
 
 
@@ -55,12 +85,12 @@ def redirect(value: ir.Value, replacement: ir.Value, *, keep: Iterable[ir.Node] 
                 graph.outputs[index] = replacement
 
 
-def take_name(value: ir.Value, successor: ir.Value, suffix: str) -> None:
+def take_name(names: Names, value: ir.Value, successor: ir.Value, suffix: str) -> None:
     """Hand the name, type and shape of `value` to its successor; `value` is called name + suffix."""
-    name = value.name
+    name = str(value.name)
     successor.type, successor.shape = value.type, value.shape
-    value.name = f"{name}{suffix}"
-    successor.name = name
+    names.rename(value, f"{name}{suffix}")
+    names.rename(successor, name)
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:

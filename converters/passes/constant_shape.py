@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.container import constant
-from fgq.converters.rewriting import add_initializer
+from fgq.converters.rewriting import Names, add_initializer
 
 
 class ConstantShape(ir.passes.InPlacePass):
@@ -20,13 +20,13 @@ class ConstantShape(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
-        modified = False
+        modified, names = False, Names(model.graph)
         for node in list(model.graph.all_nodes()):
             if node.op_type != "Reshape" or node.domain != "" or node.inputs[1] is None:
                 continue
             sizes = _sizes(node.inputs[1])
             if sizes is not None:
-                node.replace_input_with(1, add_initializer(model.graph, f"{node.name}.shape", sizes))
+                node.replace_input_with(1, add_initializer(names, f"{node.name}.shape", sizes))
                 modified = True
         return ir.passes.PassResult(model, modified)
 

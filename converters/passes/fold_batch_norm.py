@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.container import constant
-from fgq.converters.rewriting import add_initializer, redirect, sole_consumer, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -30,15 +30,15 @@ class FoldBatchNorm(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
-        modified = False
+        modified, names = False, Names(model.graph)
         for conv in list(model.graph.all_nodes()):
             if conv.op_type == "Conv" and conv.domain == "":
-                while _fold_next(model.graph, conv):
+                while _fold_next(names, conv):
                     modified = True
         return ir.passes.PassResult(model, modified)
 
 
-def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
+def _fold_next(names: Names, conv: ir.Node) -> bool:
     weight = constant(conv.inputs[1])
     bias_value = conv.inputs[2] if len(conv.inputs) > 2 else None
     bias = constant(bias_value)
@@ -53,11 +53,11 @@ def _fold_next(graph: ir.Graph, conv: ir.Node) -> bool:
     gain, shift = affine
     folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
     total = (0.0 if bias is None else bias) * gain + shift
-    conv.replace_input_with(1, add_initializer(graph, f"{conv.name}.weight", folded.astype(weight.dtype)))
+    conv.replace_input_with(1, add_initializer(names, f"{conv.name}.weight", folded.astype(weight.dtype)))
     conv.resize_inputs(3)
-    conv.replace_input_with(2, add_initializer(graph, f"{conv.name}.bias", total.astype(weight.dtype)))
+    conv.replace_input_with(2, add_initializer(names, f"{conv.name}.bias", total.astype(weight.dtype)))
     redirect(step.outputs[0], conv.outputs[0])
-    take_name(step.outputs[0], conv.outputs[0], "_unfolded")
+    take_name(names, step.outputs[0], conv.outputs[0], "_unfolded")
     home = step.graph
     assert home is not None
     home.remove(step, safe=True)
@@ -73,9 +73,9 @@ def _affine(step: ir.Node, value: ir.Value, channels: tuple[int, ...]) -> Affine
         return None
     if step.op_type == "BatchNormalization" and step.inputs[0] is value:
         parameters = [constant(parameter) for parameter in step.inputs[1:]]
-        if step.attributes.get_int("training_mode", 0) or any(p is None for p in parameters):
-            return None
-        if any(output.uses() for output in step.outputs[1:]):
+        # Before opset 14 further outputs, read or not, are what says that it trains.
+        training = step.attributes.get_int("training_mode", 0) or len(step.outputs) > 1
+        if training or any(parameter is None for parameter in parameters):
             return None
         gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
         with np.errstate(invalid="ignore", divide="ignore"):  # weights of NaN are refused by their layer

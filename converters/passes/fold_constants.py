@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from fgq.container import constant
-from fgq.converters.rewriting import add_initializer, redirect
+from fgq.converters.rewriting import Names, add_initializer, redirect
 
 FOLDED = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
@@ -29,7 +29,7 @@ class FoldConstants(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
         graph = model.graph
-        modified = False
+        modified, names = False, Names(graph)
         for node in list(graph):
             if node.op_type not in FOLDED or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
@@ -38,8 +38,8 @@ class FoldConstants(ir.passes.InPlacePass):
                 continue
             output = node.outputs[0]
             name, result = str(output.name), _evaluate(model, node, inputs)
-            output.name = f"{name}_computed"
-            redirect(output, add_initializer(graph, name, result))
+            names.rename(output, f"{name}_computed")
+            redirect(output, add_initializer(names, name, result))
             graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.container import constant
-from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 
 
 class MeanToPool(ir.passes.InPlacePass):
@@ -19,7 +19,7 @@ class MeanToPool(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
-        modified = False
+        modified, names = False, Names(model.graph)
         for node in list(model.graph.all_nodes()):
             if node.op_type != "ReduceMean" or node.domain != "" or not _over_pixels(node):
                 continue
@@ -28,7 +28,7 @@ class MeanToPool(ir.passes.InPlacePass):
             node.attributes.clear()
             node.resize_inputs(1)
             if not kept:
-                _drop_axes(model.graph, node)
+                _drop_axes(names, node)
             modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -44,15 +44,15 @@ def _over_pixels(node: ir.Node) -> bool:
     return sorted(axis % 4 for axis in axes) == [2, 3]
 
 
-def _drop_axes(graph: ir.Graph, pool: ir.Node) -> None:
+def _drop_axes(names: Names, pool: ir.Node) -> None:
     mean = pool.outputs[0]
     home = pool.graph
     assert home is not None
-    shape = add_initializer(graph, f"{mean.name}.shape", np.array([0, -1], np.int64))
+    shape = add_initializer(names, f"{mean.name}.shape", np.array([0, -1], np.int64))
     reshape = ir.Node("", "Reshape", [mean, shape], name=f"{pool.name}.reshape")
     home.insert_after(pool, reshape)
     redirect(mean, reshape.outputs[0], keep=[reshape])
-    take_name(mean, reshape.outputs[0], ".pool")
+    take_name(names, mean, reshape.outputs[0], ".pool")
     given = pool.inputs[0]
     assert given is not None
     assert given.shape is not None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fgq.container import SCALED_KEY, constant
 from fgq.converters.layers import Layer, find_layers
-from fgq.converters.rewriting import add_initializer, sole_consumer
+from fgq.converters.rewriting import Names, add_initializer, sole_consumer
 from fgq.errors import ModelError
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
@@ -45,7 +45,7 @@ class Parameter:
     place: int
     axis: int
 
-    def multiply(self, graph: ir.Graph, factors: NDArray[np.float32]) -> None:
+    def multiply(self, names: Names, factors: NDArray[np.float32]) -> None:
         """Let the node read the constant times a factor for each channel."""
         value, array = self.node.inputs[self.place], constant(self.node.inputs[self.place])
         assert value is not None
@@ -53,7 +53,7 @@ class Parameter:
         along = [1] * array.ndim
         along[self.axis] = -1
         product = (array * factors.reshape(along)).astype(array.dtype)
-        self.node.replace_input_with(self.place, add_initializer(graph, str(value.name), product))
+        self.node.replace_input_with(self.place, add_initializer(names, str(value.name), product))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,15 +128,16 @@ class MoveScales(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
+        names = Names(model.graph)
         for reading, scales in self._scales.items():
             inverse = np.reciprocal(scales)
             for layer in reading.layers:
-                Parameter(layer.node, layer.weight_index, layer.group_axis).multiply(model.graph, scales)
+                Parameter(layer.node, layer.weight_index, layer.group_axis).multiply(names, scales)
             if reading.source is None:
-                _insert_mul(model.graph, reading, inverse)
+                _insert_mul(names, reading, inverse)
             else:
                 for parameter in reading.source:
-                    parameter.multiply(model.graph, inverse)
+                    parameter.multiply(names, inverse)
         if self._scales:
             model.metadata_props[SCALED_KEY] = json.dumps([_record(*move) for move in self._scales.items()])
         return ir.passes.PassResult(model, bool(self._scales))
@@ -244,10 +245,10 @@ def _affine(node: ir.Node) -> tuple[Parameter, ...] | None:
     return None if before is None else (own, *before)
 
 
-def _insert_mul(graph: ir.Graph, reading: Reading, factors: NDArray[np.float32]) -> None:
+def _insert_mul(names: Names, reading: Reading, factors: NDArray[np.float32]) -> None:
     tensor = reading.tensor
-    name = f"{tensor.name}_scaled"
-    node = ir.node("Mul", [tensor, add_initializer(graph, f"{name}.factors", factors)], name=name)
+    graph, name = names.graph, names.new(f"{tensor.name}_scaled")
+    node = ir.node("Mul", [tensor, add_initializer(names, f"{name}.factors", factors)], name=name)
     node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, tensor.type, tensor.shape
     producer = tensor.producer()
     if producer is None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.container import constant
-from fgq.converters.rewriting import add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 
 
 class PlainGemm(ir.passes.InPlacePass):
@@ -20,27 +20,27 @@ class PlainGemm(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
-        modified = False
+        modified, names = False, Names(model.graph)
         for node in list(model.graph.all_nodes()):
             if node.op_type == "Gemm" and node.domain == "" and constant(node.inputs[1]) is not None:
-                modified |= _fold_alpha(model.graph, node)
-                modified |= _fold_bias(model.graph, node)
+                modified |= _fold_alpha(names, node)
+                modified |= _fold_bias(names, node)
         return ir.passes.PassResult(model, modified)
 
 
-def _fold_alpha(graph: ir.Graph, node: ir.Node) -> bool:
+def _fold_alpha(names: Names, node: ir.Node) -> bool:
     alpha = node.attributes.get_float("alpha", 1.0)
     if alpha == 1.0:
         return False
     weight = constant(node.inputs[1])
     assert weight is not None
     scaled = (weight * np.float32(alpha)).astype(weight.dtype)
-    node.replace_input_with(1, add_initializer(graph, f"{node.inputs[1].name}_alpha", scaled))  # type: ignore[union-attr]
+    node.replace_input_with(1, add_initializer(names, f"{node.inputs[1].name}_alpha", scaled))  # type: ignore[union-attr]
     node.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
     return True
 
 
-def _fold_bias(graph: ir.Graph, node: ir.Node) -> bool:
+def _fold_bias(names: Names, node: ir.Node) -> bool:
     beta = node.attributes.get_float("beta", 1.0)
     addend = node.inputs[2] if len(node.inputs) > 2 else None
     weight = constant(node.inputs[1])
@@ -54,14 +54,14 @@ def _fold_bias(graph: ir.Graph, node: ir.Node) -> bool:
         if beta == 1.0 and bias.shape == (channels,):
             return False
         row = np.broadcast_to(bias.reshape(-1), (channels,)) * np.asarray(beta, bias.dtype)
-        node.replace_input_with(2, add_initializer(graph, f"{addend.name}_row", row.astype(bias.dtype)))
+        node.replace_input_with(2, add_initializer(names, f"{addend.name}_row", row.astype(bias.dtype)))
     else:
-        _split_addend(graph, node, addend, beta)
+        _split_addend(names, node, addend, beta)
     node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
     return True
 
 
-def _split_addend(graph: ir.Graph, node: ir.Node, addend: ir.Value, beta: float) -> None:
+def _split_addend(names: Names, node: ir.Node, addend: ir.Value, beta: float) -> None:
     home = node.graph
     assert home is not None
     node.resize_inputs(2)
@@ -69,11 +69,11 @@ def _split_addend(graph: ir.Graph, node: ir.Node, addend: ir.Value, beta: float)
     steps = []
     if beta != 1.0:
         dtype = (addend.dtype or ir.DataType.FLOAT).numpy()
-        factor = add_initializer(graph, f"{addend.name}_beta", np.asarray(beta, dtype))
+        factor = add_initializer(names, f"{addend.name}_beta", np.asarray(beta, dtype))
         steps.append(ir.node("Mul", [addend, factor], name=f"{node.name}_beta"))
         addend = steps[0].outputs[0]
-        addend.name = f"{product.name}_addend"
+        addend.name = names.new(f"{product.name}_addend")
     add = ir.node("Add", [product, addend], name=f"{node.name}_add")
     redirect(product, add.outputs[0], keep=[add])
-    take_name(product, add.outputs[0], "_product")
+    take_name(names, product, add.outputs[0], "_product")
     home.insert_after(node, [*steps, add])
