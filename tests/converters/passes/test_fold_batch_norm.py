@@ -139,6 +139,21 @@ def test_convolution_that_a_subgraph_reads(make_model, prepared):
         assert found == {"Conv": 2, "If": 1, "BatchNormalization": 1}
 
 
+@pytest.mark.parametrize("read", ["", ", float[6] var"])
+@pytest.mark.parametrize("opset", [9, 12, 13])
+def test_further_outputs_mean_training_before_opset_14(make_model, run, opset, read):
+    text = f"""(float[N,4,8,8] x) => (float y{read}) {{
+        c = Conv(x, w)
+        y, mean, var, saved_mean, saved_var = BatchNormalization(c, ng, ns, nm, nv)
+    }}"""
+    model = make_model(text, WEIGHTS, opset=opset)
+    found = read_float_model(model)
+    prepare(found)
+    x = normal(2, 4, 8, 8)
+    for exact, ours in zip(run(model, {"x": x}), run(ir.to_proto(found), {"x": x}), strict=True):
+        np.testing.assert_allclose(ours, exact, 0, 1e-5 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize("opset", [9, 13, 14, 15, 20])
 def test_opsets(make_model, run, opset):
     """BatchNormalization-9, -14 (training_mode) and -15 (parameters of other types) fold alike."""
