@@ -9,17 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import FUNCTION_DOMAIN, FUNCTION_VERSION
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.converters.select import Choice
-from fgq.dynamic import (
-    MULTIPLY_TOKENS,
-    QUANTIZE_TOKENS,
-    find_dynamic_products,
-    multiply_tokens_function,
-    quantize_tokens_function,
-)
+from fgq.dynamic import find_dynamic_products
+from fgq.functions import FUNCTION_DOMAIN, MULTIPLY_TOKENS, QUANTIZE_TOKENS, add_functions
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.scheme import Ranges
 
@@ -59,10 +53,7 @@ def quantize_inputs(model: ir.Model, choices: Sequence[Choice]) -> dict[ir.Value
             found[done[tensor]] = nodes[0]
         layer.node.replace_input_with(1 - layer.weight_index, done[tensor])
     if any(ranges is Ranges.TOKEN for _, ranges in layers):
-        for make in (quantize_tokens_function, multiply_tokens_function):
-            function = make(model.opset_imports[""])
-            model.functions[function.identifier()] = function
-        model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
+        add_functions(model, QUANTIZE_TOKENS, MULTIPLY_TOKENS)
     return found
 
 

@@ -13,6 +13,7 @@ from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.dynamic import find_dynamic_products
 from fgq.errors import ModelError
+from fgq.functions import recognise
 
 
 def export(model: ir.Model, form: ExportForm) -> None:
@@ -27,8 +28,9 @@ def export(model: ir.Model, form: ExportForm) -> None:
     Raises
     ------
     ModelError
-        If the model holds no quantized weights of these forms.
+        If the model holds no quantized weights of these forms, or a damaged one.
     """
+    recognise(model)
     graph, names = model.graph, Names(model.graph)
     calls = [node for node in graph if is_unpack(node)]
     weights = [node for node in graph if _is_weight(node)]
@@ -87,9 +89,11 @@ def _drop_quantizer(names: Names, node: ir.Node) -> None:
     if node.op_type != "DequantizeLinear" or node.domain != "":
         return
     producer = None if node.inputs[0] is None else node.inputs[0].producer()
-    if producer is not None and producer.op_type == "Clip":
+    if producer is not None and (producer.domain, producer.op_type) == ("", "Clip"):
         producer = None if producer.inputs[0] is None else producer.inputs[0].producer()
-    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
+    if producer is None or (producer.domain, producer.op_type) != ("", "QuantizeLinear"):
+        return
+    if producer.inputs[0] is None:
         return
     output, source = node.outputs[0], producer.inputs[0]
     if output.is_graph_output():

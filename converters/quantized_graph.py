@@ -11,18 +11,12 @@ from numpy.typing import ArrayLike
 from onnx_ir.passes import common
 
 from fgq.config import Form
-from fgq.container import (
-    ACTIVATION_BOUNDS,
-    FUNCTION_DOMAIN,
-    FUNCTION_NAME,
-    FUNCTION_VERSION,
-    PACKED,
-    unpack_function,
-)
+from fgq.container import ACTIVATION_BOUNDS, PACKED
 from fgq.converters.dynamic import transposed, write_product
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import Names, add_initializer
 from fgq.converters.sites import Site
+from fgq.functions import FUNCTION_DOMAIN, UNPACK, add_functions
 from fgq.kernels.packing import pack_codes, table
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import quantize_bias
@@ -88,9 +82,7 @@ def write_weights(
         if entry.input_scale is not None and entry.layer.bias is not None:
             _write_bias(names, entry, entry.input_scale)
     if any(entry.weight.scheme.codes in PACKED for entry in layers) and form is not Form.INT8:
-        function = unpack_function(model.opset_imports[""])
-        model.functions[function.identifier()] = function
-        model.opset_imports[FUNCTION_DOMAIN] = FUNCTION_VERSION
+        add_functions(model, UNPACK)
     finish(model, inline=form is Form.INLINED)
 
 
@@ -189,7 +181,7 @@ def _unpack_node(names: Names, stem: str, tensor: QuantizedTensor) -> ir.Node:
     }
     inputs = [add_initializer(names, f"{stem}.{name}", array) for name, array in arrays.items()]
     node = _node(
-        names, FUNCTION_NAME, inputs, f"{stem}.w8", ir.DataType.INT8, ir.Shape(tensor.shape), FUNCTION_DOMAIN
+        names, UNPACK, inputs, f"{stem}.w8", ir.DataType.INT8, ir.Shape(tensor.shape), FUNCTION_DOMAIN
     )
     node.attributes["axis"] = ir.AttrInt64("axis", tensor.group_axis)
     return node

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq import onnx_file
+from fgq import container, onnx_file
 from fgq.container import SCALED_KEY
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
@@ -108,7 +108,7 @@ def compare(
     DataError
         If the data do not fit the float model.
     """
-    candidate = onnx_file.load(converted)
+    candidate = container.load(converted)
     if SCALED_KEY in candidate.metadata_props:  # then layers' results are scaled too
         reference = read_float_model(float_model)
         prepare(reference)

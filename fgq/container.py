@@ -11,33 +11,26 @@ planes, two INT4 codes, or the sum ``c2 + 15 c1`` of two INT4 codes, one from ea
 in the byte as two codes of one tensor do. ``alpha`` has the weight's shape with the group axis cut to the
 number of groups, or 1 where a scale is shared, and ``group`` names the group of each position on that
 axis.
-The function is made of plain operators of opset 13, so any runtime that inlines functions can run it;
-onnxruntime folds it to int8 when it loads the model.
+The function (`fgq.functions`) is made of plain operators of opset 13, so any runtime that inlines functions
+can run it; onnxruntime folds it to int8 when it loads the model.
 """
 
 from __future__ import annotations
 
-import functools
+import os
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import AttributeProto, FunctionProto, TensorProto, helper
 
+from fgq import onnx_file
 from fgq.errors import FgqError, ModelError
+from fgq.functions import UNPACK, called, inputs_of, recognise
 from fgq.kernels.packing import table, unpack_codes
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.scheme import Codes, Granularity, WeightScheme
-
-FUNCTION_DOMAIN = "fgq"
-FUNCTION_NAME = "Unpack"
-FUNCTION_VERSION = 1
-FUNCTION_INPUTS = ("codes", "table", "alpha", "group", "shape")
-
-LEAST_OPSET = 13
-"""DequantizeLinear takes a scale per channel from here on."""
 
 LEAST_IR_VERSION = 8
 """Model-local functions exist from here on."""
@@ -48,6 +41,8 @@ FORM_KEY = "fgq.form"
 SCALED_KEY = "fgq.scaled"
 """The key under which they tell of scales of channels that weights took (`converters.passes.move_scales`)."""
 
+_MOST_AXES = 32
+
 PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.DUAL)
 """Codes that a table says how to read from bytes; INT8 is written as it is."""
 
@@ -55,52 +50,26 @@ ACTIVATION_BOUNDS = {4: (0, 15), 8: (0, 255)}
 """The integers of an activation by its bits; both are stored as uint8."""
 
 
-@functools.cache
-def _function_proto(opset: int) -> FunctionProto:
-    node = helper.make_node
-    pick = node("Gather", ["alpha32", "group"], ["alpha_of_weight"])
-    axis = AttributeProto(name="axis", ref_attr_name="axis", type=AttributeProto.INT)
-    pick.attribute.append(axis)
-    body = [
-        node("Cast", ["codes"], ["index"], to=TensorProto.INT32),
-        node("Gather", ["table", "index"], ["digits"], axis=0),
-        node("Constant", [], ["all"], value_ints=[-1]),
-        node("Reshape", ["digits", "all"], ["padded"]),
-        node("Constant", [], ["start"], value_ints=[0]),
-        node("ReduceProd", ["shape"], ["count"], keepdims=1),
-        node("Slice", ["padded", "start", "count"], ["flat"]),
-        node("Reshape", ["flat", "shape"], ["code8"]),
-        node("Cast", ["code8"], ["code"], to=TensorProto.INT32),
-        node("Cast", ["alpha"], ["alpha32"], to=TensorProto.INT32),
-        pick,
-        node("Mul", ["code", "alpha_of_weight"], ["w32"]),
-        node("Cast", ["w32"], ["w8"], to=TensorProto.INT8),
-    ]
-    return helper.make_function(
-        FUNCTION_DOMAIN,
-        FUNCTION_NAME,
-        list(FUNCTION_INPUTS),
-        ["w8"],
-        body,
-        [helper.make_opsetid("", opset)],
-        attributes=["axis"],
-    )
-
-
-def unpack_function(opset: int) -> ir.Function:
-    """Return the function ``fgq::Unpack`` with its body in operators of the given opset.
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read a model, and find which of its functions are ours (`fgq.functions.recognise`).
 
     Parameters
     ----------
-    opset : int
-        The opset of the model that will hold the function, 13 or later.
+    path : path-like
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be read, or holds calls of our functions that none of them takes.
     """
-    return ir.serde.deserialize_function(_function_proto(opset))
+    model = onnx_file.load(path)
+    recognise(model, str(path))
+    return model
 
 
 def is_unpack(node: ir.Node | None) -> bool:
-    """Tell whether a node is a call of ``fgq::Unpack``."""
-    return node is not None and node.domain == FUNCTION_DOMAIN and node.op_type == FUNCTION_NAME
+    """Tell whether a node is a call of ``fgq::Unpack`` with our body (`fgq.functions.recognise`)."""
+    return called(node) == UNPACK
 
 
 def constant(value: ir.Value | None) -> NDArray[Any] | None:
@@ -141,13 +110,17 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
         If the value is a call of ``fgq::Unpack`` whose arrays do not fit each other.
     """
     node = None if value is None else value.producer()
-    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) < 2:
         return None
     row_scale = constant(node.inputs[1])
-    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
-    if row_scale is None or zero is None or zero.any():
+    written = node.inputs[2] if len(node.inputs) > 2 else None
+    zero = constant(written)
+    if row_scale is None or (zero is None) != (written is None):
         return None
-    if node.attributes.get_int("block_size", 0):
+    if zero is not None and (zero.dtype != np.int8 or not _one_each(zero, row_scale) or zero.any()):
+        return None
+    real = (0, int(ir.DataType.FLOAT))
+    if node.attributes.get_int("block_size", 0) or node.attributes.get_int("output_dtype", 0) not in real:
         return None
     axis = node.attributes.get_int("axis", 1)
     tensor = read_integers(
@@ -156,6 +129,10 @@ def read_weight(value: ir.Value | None, *, group_axis: int, channel_axis: int) -
     if tensor is None or (row_scale.ndim and axis not in (channel_axis, channel_axis - len(tensor.shape))):
         return None
     return tensor
+
+
+def _one_each(zero: NDArray[Any], row_scale: NDArray[Any]) -> bool:
+    return zero.shape == row_scale.shape or zero.size == row_scale.size == 1
 
 
 def read_integers(
@@ -195,7 +172,7 @@ def read_integers(
         scheme = _scheme(plane, group, codes, row_scale)
     else:
         w8 = constant(source)
-        if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis:
+        if w8 is None or w8.dtype != np.int8 or w8.ndim <= group_axis or not w8.size:
             return None
         plane = Plane(codes=w8, alpha=np.ones((1,) * w8.ndim, np.uint8))
         group = np.zeros(w8.shape[group_axis], np.int32)
@@ -262,17 +239,21 @@ def unpacked(node: ir.Node) -> NDArray[np.int8]:
 
 def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int32], Codes]:
     arrays = [array for value in node.inputs if (array := constant(value)) is not None]
-    if not len(arrays) == len(node.inputs) == len(FUNCTION_INPUTS):
-        raise ModelError(f"{node.name}: found inputs that are missing or computed, wanted {FUNCTION_INPUTS}")
+    if len(arrays) != len(node.inputs):
+        wanted = ", ".join(inputs_of(UNPACK))
+        raise ModelError(f"{node.name}: found inputs that are computed, wanted the constants {wanted}")
     codes, rows, alpha, group, shape = arrays
     axis = node.attributes.get_int("axis", -1)
     if axis != group_axis:
         raise ModelError(f"{node.name}: found groups along axis {axis}, wanted axis {group_axis}")
     kind = next((kind for kind in PACKED if np.array_equal(rows, table(kind.largest))), None)
-    if kind is None:
+    if kind is None or rows.dtype != np.int8:
         raise ModelError(f"{node.name}: found an unknown table, wanted that of {', '.join(PACKED)} codes")
-    if shape.dtype != np.int64 or shape.ndim != 1 or (shape < 0).any():
-        raise ModelError(f"{node.name}: found the shape {shape}, wanted int64 sizes, none negative")
+    if shape.dtype != np.int64 or shape.ndim != 1 or not 0 < shape.size <= _MOST_AXES or (shape < 1).any():
+        found = f"{shape.dtype}{list(shape.shape)}" if shape.size > _MOST_AXES else str(shape)
+        raise ModelError(
+            f"{node.name}: found the shape {found}, wanted int64 sizes of at least 1, {_MOST_AXES} at most"
+        )
     try:
         unpacked_codes = unpack_codes(codes, tuple(int(size) for size in shape), kind.largest)
     except FgqError as error:

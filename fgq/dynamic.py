@@ -6,7 +6,8 @@ product reads the activations, to MatMulIntegerToFloat where several do)::
     xq, x_scale, x_zero = DynamicQuantizeLinear(x)
     y = Cast(MatMulInteger(xq, w8, x_zero)) * (x_scale * row_scale)
 
-With a range for each row along the last axis, in calls of two model-local functions of plain operators::
+With a range for each row along the last axis, in calls of two model-local functions of plain operators
+(`fgq.functions`)::
 
     xq, x_scale, x_zero = fgq::QuantizeTokens(x)          x_scale, x_zero [.., 1]
     y = fgq::MultiplyTokens(xq, x_scale, x_zero, w8, row_scale)
@@ -21,23 +22,16 @@ constant int8 (`fgq.container`); in both forms
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import FunctionProto, NodeProto, TensorProto, helper
 
-from fgq.container import FUNCTION_DOMAIN, constant, read_integers
+from fgq.container import constant, read_integers
+from fgq.functions import MULTIPLY_TOKENS, QUANTIZE_TOKENS, called
 from fgq.qtensor import QuantizedTensor
 from fgq.scheme import Ranges
-
-QUANTIZE_TOKENS = "QuantizeTokens"
-MULTIPLY_TOKENS = "MultiplyTokens"
-
-LEAST_SCALE, LARGEST_SCALE = 2.0**-100, 2.0**120
-"""Bounds of a row's scale: a row of zeros has the first, and no finite row exceeds the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,7 +107,7 @@ def read_dynamic_product(node: ir.Node) -> DynamicProduct | None:
     ModelError
         If a packed weight is damaged.
     """
-    if (node.domain, node.op_type) == (FUNCTION_DOMAIN, MULTIPLY_TOKENS):
+    if called(node) == MULTIPLY_TOKENS:
         found = _read_tokens(node)
     elif (node.domain, node.op_type) == ("", "MatMulInteger"):
         found = _read_tensor(node)
@@ -124,32 +118,10 @@ def read_dynamic_product(node: ir.Node) -> DynamicProduct | None:
     return found
 
 
-def quantize_tokens_function(opset: int) -> ir.Function:
-    """Return the function ``fgq::QuantizeTokens`` with its body in operators of the given opset.
-
-    Parameters
-    ----------
-    opset : int
-        The opset of the model that will hold the function, 13 or later.
-    """
-    return ir.serde.deserialize_function(_quantize_tokens(opset))
-
-
-def multiply_tokens_function(opset: int) -> ir.Function:
-    """Return the function ``fgq::MultiplyTokens`` with its body in operators of the given opset.
-
-    Parameters
-    ----------
-    opset : int
-        The opset of the model that will hold the function, 13 or later.
-    """
-    return ir.serde.deserialize_function(_multiply_tokens(opset))
-
-
 def _read_tokens(node: ir.Node) -> DynamicProduct | None:
-    codes, scale, zero, integers, row_scale = node.inputs
+    codes, scale, zero, integers, row_scale = node.inputs  # `fgq.functions.recognise` has counted them
     quantize = None if codes is None else codes.producer()
-    if quantize is None or (quantize.domain, quantize.op_type) != (FUNCTION_DOMAIN, QUANTIZE_TOKENS):
+    if quantize is None or called(quantize) != QUANTIZE_TOKENS:
         return None
     if (codes, scale, zero) != tuple(quantize.outputs):
         return None
@@ -157,9 +129,11 @@ def _read_tokens(node: ir.Node) -> DynamicProduct | None:
 
 
 def _read_tensor(node: ir.Node) -> DynamicProduct | None:
-    codes, integers, *zeros = node.inputs
+    codes, integers, *zeros = node.inputs if len(node.inputs) > 1 else (None, None)
     quantize = None if codes is None else codes.producer()
     if quantize is None or (quantize.domain, quantize.op_type) != ("", "DynamicQuantizeLinear"):
+        return None
+    if len(quantize.outputs) != 3:
         return None
     if not zeros or (codes, zeros[0]) != (quantize.outputs[0], quantize.outputs[2]):
         return None
@@ -173,7 +147,7 @@ def _read_tensor(node: ir.Node) -> DynamicProduct | None:
     factors = None if factor is None else factor.producer()
     if factors is None or (factors.domain, factors.op_type) != ("", "Mul"):
         return None
-    scale, row_scale = factors.inputs
+    scale, row_scale = factors.inputs[:2] if len(factors.inputs) > 1 else (None, None)
     if scale is not quantize.outputs[1]:
         scale, row_scale = row_scale, scale
     if scale is not quantize.outputs[1]:
@@ -190,9 +164,12 @@ def _product(
     result: ir.Value,
 ) -> DynamicProduct | None:
     scales = constant(row_scale)
-    if integers is None or scales is None or scales.dtype != np.float32 or quantize.inputs[0] is None:
+    source = quantize.inputs[0]
+    if integers is None or scales is None or scales.dtype != np.float32 or source is None:
         return None
-    if scales.size == 1:
+    if source.dtype not in (None, ir.DataType.FLOAT):
+        return None
+    if scales.size == 1 and scales.ndim < 2:
         scales = scales.reshape(())
     return DynamicProduct(
         node=node, quantize=quantize, ranges=ranges, integers=integers, row_scale=scales, result=result
@@ -202,7 +179,8 @@ def _product(
 def _read_weight(node: ir.Node, integers: ir.Value, row_scale: NDArray[np.float32]) -> QuantizedTensor | None:
     if integers.shape is None or len(integers.shape) != 2:
         return None
-    return read_integers(integers, row_scale, name=str(node.name), group_axis=0, channel_axis=1)
+    weight = read_integers(integers, row_scale, name=str(node.name), group_axis=0, channel_axis=1)
+    return None if weight is None or len(weight.shape) != 2 else weight
 
 
 def _sole_reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -211,67 +189,3 @@ def _sole_reader(value: ir.Value, op_type: str) -> ir.Node | None:
         return None
     node = uses[0].node
     return node if (node.domain, node.op_type) == ("", op_type) else None
-
-
-@functools.cache
-def _quantize_tokens(opset: int) -> FunctionProto:
-    node = helper.make_node
-    body = [
-        node("Constant", [], ["none"], value_float=0.0),
-        node("Constant", [], ["steps"], value_float=255.0),
-        node("Constant", [], ["least_scale"], value_float=LEAST_SCALE),
-        node("Constant", [], ["largest_scale"], value_float=LARGEST_SCALE),
-        *_ends("ReduceMin", "Min", "lowest", opset),
-        *_ends("ReduceMax", "Max", "highest", opset),
-        node("Sub", ["highest", "lowest"], ["range"]),
-        node("Div", ["range", "steps"], ["step"]),
-        node("Clip", ["step", "least_scale", "largest_scale"], ["x_scale"]),
-        node("Div", ["lowest", "x_scale"], ["lowest_steps"]),
-        node("Neg", ["lowest_steps"], ["zero_steps"]),
-        node("Round", ["zero_steps"], ["zero_whole"]),
-        node("Clip", ["zero_whole", "none", "steps"], ["zero_real"]),
-        node("Cast", ["zero_real"], ["x_zero"], to=TensorProto.UINT8),
-        node("Div", ["x", "x_scale"], ["x_steps"]),
-        node("Round", ["x_steps"], ["x_whole"]),
-        node("Add", ["x_whole", "zero_real"], ["x_raised"]),
-        node("Clip", ["x_raised", "none", "steps"], ["x_clipped"]),
-        node("Cast", ["x_clipped"], ["xq"], to=TensorProto.UINT8),
-    ]
-    outputs = ["xq", "x_scale", "x_zero"]
-    imports = [helper.make_opsetid("", opset)]
-    return helper.make_function(FUNCTION_DOMAIN, QUANTIZE_TOKENS, ["x"], outputs, body, imports)
-
-
-def _ends(reduce: str, bound: str, name: str, opset: int) -> list[NodeProto]:
-    """Return the nodes that find one end of each row's range, 0.0 included."""
-    node, found = helper.make_node, f"{name}_found"
-    if opset < 18:  # the axes are an attribute there, and an input from then on
-        reduced = [node(reduce, ["x"], [found], axes=[-1], keepdims=1)]
-    else:
-        axes = f"{name}_axes"
-        reduced = [
-            node("Constant", [], [axes], value_ints=[-1]),
-            node(reduce, ["x", axes], [found], keepdims=1),
-        ]
-    return [*reduced, node(bound, [found, "none"], [name])]
-
-
-@functools.cache
-def _multiply_tokens(opset: int) -> FunctionProto:
-    node = helper.make_node
-    body = [
-        node("MatMulInteger", ["xq", "w8"], ["sums"]),
-        # onnxruntime's MatMulInteger takes one zero point, not one for each row
-        node("Cast", ["w8"], ["w32"], to=TensorProto.INT32),
-        node("Constant", [], ["rows"], value_ints=[0]),
-        node("ReduceSum", ["w32", "rows"], ["column_sums"], keepdims=0),
-        node("Cast", ["x_zero"], ["zero32"], to=TensorProto.INT32),
-        node("Mul", ["zero32", "column_sums"], ["offset"]),
-        node("Sub", ["sums", "offset"], ["acc"]),
-        node("Cast", ["acc"], ["acc_real"], to=TensorProto.FLOAT),
-        node("Mul", ["x_scale", "row_scale"], ["factor"]),
-        node("Mul", ["acc_real", "factor"], ["y"]),
-    ]
-    inputs = ["xq", "x_scale", "x_zero", "w8", "row_scale"]
-    imports = [helper.make_opsetid("", opset)]
-    return helper.make_function(FUNCTION_DOMAIN, MULTIPLY_TOKENS, inputs, ["y"], body, imports)

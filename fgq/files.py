@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from fgq import npz, onnx_file
+from fgq import container, npz, onnx_file
 from fgq.config import ExportForm
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.export import export
@@ -68,7 +68,7 @@ def export_file(
     FgqError
         If the model is not a converted one, or the result cannot be written or loaded by onnxruntime.
     """
-    model = onnx_file.load(source)
+    model = container.load(source)
     refuse_model_files(source, model, destination)
     export(model, ExportForm(form))
     with onnx_file.staged(destination) as path:

@@ -71,6 +71,7 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
         raise ModelError(f"{name}: found no graph, wanted an ONNX model")
     if not proto.opset_import:
         raise ModelError(f"{name}: found no opset, wanted an ONNX model; the file may be truncated")
+    _check_functions(proto, name)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -196,6 +197,35 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     else:
         ir.external_data.load_to_model(model)
         ir.save(model, path)
+
+
+def _check_functions(proto: onnx.ModelProto, name: str) -> None:
+    """Check that it is plain which function, and which version of an operator, a node calls."""
+    identifiers: set[tuple[str, str, str]] = set()
+    _check_imports(proto.opset_import, name)
+    for function in proto.functions:
+        where = f"{name}: function {function.domain}::{function.name}"
+        identifier = (function.domain, function.name, function.overload)
+        if identifier in identifiers:
+            raise ModelError(f"{where}: found two of this name, wanted one")
+        identifiers.add(identifier)
+        _check_imports(function.opset_import, where)
+        for imports in (proto.opset_import, function.opset_import):
+            version = next((each.version for each in imports if each.domain == function.domain), 1)
+            domain = "" if function.domain == "ai.onnx" else function.domain
+            if onnx.defs.has(function.name, max(1, min(version, 1 << 30)), domain):
+                raise ModelError(f"{where}: found the name of an operator of ONNX, wanted another name")
+
+
+def _check_imports(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> None:
+    versions: dict[str, int] = {}
+    for each in imports:
+        domain = "" if each.domain == "ai.onnx" else each.domain
+        if versions.setdefault(domain, each.version) != each.version:
+            raise ModelError(
+                f"{where}: found the opsets {versions[domain]} and {each.version} of the domain {domain!r}, "
+                "wanted one"
+            )
 
 
 def _check_text(names: Iterable[object], name: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from fgq import onnx_file
+from fgq import container, onnx_file
 from fgq.config import ConversionConfig, Form
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.layers import WEIGHTED, FloatNode, Layer, find_layers, products_of_sum
@@ -41,7 +41,7 @@ def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
     Report
         Its `converted_bytes` are 0 for a float model.
     """
-    model = onnx_file.load(path)
+    model = container.load(path)
     layers = tuple(_converted_layers(model))
     if not any(layer.is_converted for layer in layers):
         return survey(path, config)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fgq import onnx_file
+from fgq import container, onnx_file
 from fgq.calibrate import observe
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.passes import prepare
@@ -138,7 +138,7 @@ def study(
     FgqError
         If a model or the data cannot be used, or one model was not converted from the other.
     """
-    candidate = onnx_file.load(converted)
+    candidate = container.load(converted)
     origins = provenance(command, {float_model: onnx_file.load(float_model), converted: candidate}, data)
     model = read_float_model(float_model)
     float_bytes = model_bytes(float_model, model)

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant, read_weight
+from fgq.container import constant, is_unpack, read_weight
 from fgq.qtensor import QuantizedTensor
-from fgq.runtime.quantizers import Requantization, read_quantized, read_result
+from fgq.runtime.quantizers import Requantization, is_operator, read_quantized, read_result
 from fgq.scheme import Quantizer
 
 Kind = Literal["conv", "gemm", "matmul", "matmul_left"]
@@ -165,22 +165,20 @@ def _recognise(node: ir.Node) -> IntegerLayer | None:
 def _weight_rank(value: ir.Value | None) -> int | None:
     """Return the rank of a weight that is dequantized from constants, None for anything else."""
     node = None if value is None else value.producer()
-    if value is None or node is None or node.op_type != "DequantizeLinear" or node.inputs[0] is None:
-        return None
-    integers = node.inputs[0].producer()
-    if integers is not None and integers.op_type in ("QuantizeLinear", "Clip"):
+    if node is None or not is_operator(node, "DequantizeLinear") or node.inputs[0] is None:
         return None
     w8 = constant(node.inputs[0])
     if w8 is not None:
         return w8.ndim
-    shape = None if integers is None or len(integers.inputs) < 5 else constant(integers.inputs[4])
-    return None if shape is None else len(shape)
+    integers = node.inputs[0].producer()
+    shape = constant(integers.inputs[-1]) if integers is not None and is_unpack(integers) else None
+    return None if shape is None else shape.size
 
 
 def _read_bias(value: ir.Value, activation: Quantizer, weight: QuantizedTensor) -> NDArray[np.int32] | None:
     """Return a bias held in units of the accumulator, None where it is of another kind."""
     node = value.producer()
-    if node is None or node.op_type != "DequantizeLinear":
+    if node is None or not is_operator(node, "DequantizeLinear"):
         return None
     integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
     wanted = np.float32(activation.scale) * weight.row_scale

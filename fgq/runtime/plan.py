@@ -21,7 +21,7 @@ from itertools import chain
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fgq.container import FUNCTION_NAME
+from fgq.container import is_unpack
 from fgq.errors import ModelError
 from fgq.runtime.quantizers import is_operator
 from fgq.runtime.step import Step
@@ -29,9 +29,7 @@ from fgq.runtime.step import Step
 Makers = Mapping[ir.Value, Step]
 """The steps by the values that they make."""
 
-_CONSTANT = frozenset(
-    {"Constant", FUNCTION_NAME, "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose"}
-)
+_CONSTANT = ("Constant", "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose")
 """Operators that onnxruntime computes once, when it loads a model, where they read constants."""
 
 
@@ -173,13 +171,16 @@ def _repeated(units: Iterable[ir.Node | Step]) -> set[ir.Node]:
         producers = [value.producer() for value in _reads(node) if not value.is_initializer()]
         constant = not any(value.is_graph_input() for value in _reads(node))
         constant = constant and all(
-            producer in found and producer.op_type in _CONSTANT
-            for producer in producers
-            if producer is not None
+            producer in found and _folds(producer) for producer in producers if producer is not None
         )
-        if is_operator(node, "DequantizeLinear") or (constant and node.op_type in _CONSTANT):
+        if is_operator(node, "DequantizeLinear") or (constant and _folds(node)):
             found.add(node)
     return found
+
+
+def _folds(node: ir.Node) -> bool:
+    """Tell whether a node computes the same from the same constants in every stage."""
+    return is_operator(node, *_CONSTANT) or is_unpack(node)
 
 
 def _members(

@@ -16,6 +16,7 @@ from onnx_ir.passes import common
 
 from fgq import onnx_file
 from fgq.errors import ConfigError, DataError, ModelError
+from fgq.functions import recognise
 from fgq.kernels.dispatch import Memory, Wish
 from fgq.kernels.threads import default_threads
 from fgq.runtime.feeds import NodeArg, check_feeds
@@ -273,6 +274,7 @@ def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
             raise ModelError("bytes: found something else, wanted an ONNX model") from None
     else:
         model = onnx_file.load(path_or_bytes)
+    recognise(model, "model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes))
     model.graph.sort()
     common.RemoveInitializersFromInputsPass()(model)
     InferShapes()(model)

@@ -11,13 +11,14 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from fgq import onnx_file
+from fgq import container, onnx_file
 from fgq.container import SCALED_KEY, constant, read_weight
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
 from fgq.plan.document import Plan
 from fgq.qtensor import QuantizedTensor
+from fgq.runtime.quantizers import is_operator
 from fgq.scheme import WeightScheme
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
@@ -61,14 +62,14 @@ def load_converted(
     layers = quantized_layers(module)
     by_node = {} if float_model is None else _by_weights(layers, float_model)
     found: dict[str, tuple[QuantizedTensor, NDArray[np.float32] | None]] = {}
-    model = onnx_file.load(path)
+    model = container.load(path)
     if SCALED_KEY in model.metadata_props:
         raise ModelError(
             f"{path}: found weights that took scales of channels, wanted those of the module; convert with "
             "--no-smooth"
         )
     for node in model.graph:
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.inputs[1] is None:
+        if not is_operator(node, "Conv", "Gemm", "MatMul") or node.inputs[1] is None:
             continue
         bias = _bias(node)
         name = by_node.get(str(node.name)) or _named(node, bias, layers)
@@ -189,7 +190,7 @@ def _bias(node: ir.Node) -> ir.Value | None:
     if node.op_type != "MatMul":
         return node.inputs[2] if len(node.inputs) > 2 else None
     readers = list(node.outputs[0].consumers())
-    if len(readers) != 1 or readers[0].op_type != "Add":
+    if len(readers) != 1 or not is_operator(readers[0], "Add"):
         return None
     others = [value for value in readers[0].inputs if value is not node.outputs[0]]
     return others[0] if len(others) == 1 and _dequantized(others[0]) is not None else None
@@ -197,7 +198,7 @@ def _bias(node: ir.Node) -> ir.Value | None:
 
 def _dequantized(value: ir.Value | None) -> NDArray[np.float32] | None:
     producer = None if value is None else value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear":
+    if producer is None or not is_operator(producer, "DequantizeLinear"):
         return constant(value)
     integers, scale = constant(producer.inputs[0]), constant(producer.inputs[1])
     return None if integers is None or scale is None else (integers * scale).astype(np.float32)

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper
 from onnx_ir.serde import serialize_function
 
-from fgq.dynamic import quantize_tokens_function
+from fgq.functions import QUANTIZE_TOKENS, function
 from fgq.kernels import Plane, Weight
 from fgq.kernels.driver import aligned
 from fgq.kernels.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
@@ -30,7 +30,7 @@ def in_onnxruntime(x, *, by_row):
     outputs = [helper.make_tensor_value_info(n, t, None) for n, t in zip("qsz", types, strict=True)]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * x.ndim)]
     graph = helper.make_graph([node], "g", inputs, outputs)
-    functions = [serialize_function(quantize_tokens_function(17))]
+    functions = [serialize_function(function(QUANTIZE_TOKENS, 17))]
     model = helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})

@@ -71,8 +71,7 @@ def test_every_integer_between_the_layers_is_that_of_onnxruntime(tmp_path):
 
 
 def test_the_file_has_the_weights_and_quantizers_of_a_conversion(tmp_path):
-    from fgq import onnx_file
-    from fgq.container import is_unpack
+    from fgq.container import is_unpack, load
     from fgq.eval.torch_export import export_onnx
 
     module = prepared()
@@ -84,7 +83,7 @@ def test_the_file_has_the_weights_and_quantizers_of_a_conversion(tmp_path):
     (tmp_path / "theirs.onnx").write_bytes(model.SerializeToString())
     counts = []
     for name in ("mine.onnx", "theirs.onnx"):
-        nodes = list(onnx_file.load(tmp_path / name).graph)
+        nodes = list(load(tmp_path / name).graph)
         counts.append([sum(is_unpack(n) for n in nodes)] + [
             sum(n.op_type == kind for n in nodes) for kind in ("QuantizeLinear", "DequantizeLinear", "Conv")
         ])  # fmt: skip
