@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnx
         raise ModelError(f"{name}: onnxruntime refuses it ({reason})") from None
 
 
-def self_check(path: Path, feed: Feed, float_outputs: Sequence[NDArray[Any]], *, data: str) -> SelfCheck:
+def self_check(path: Path, feed: Feed, exact: Mapping[str, Any], *, data: str) -> SelfCheck:
     """Run a converted file twice in onnxruntime and once in fgq.
 
     Parameters
@@ -59,8 +59,8 @@ def self_check(path: Path, feed: Feed, float_outputs: Sequence[NDArray[Any]], *,
         The converted model.
     feed : mapping of str to ndarray
         A few samples.
-    float_outputs : sequence of ndarray
-        What the float model gives for them, in the order of the model's outputs.
+    exact : mapping of str to ndarray
+        What the model that came in gives for them, by the names of its outputs.
     data : str
         What the samples are, for the report.
 
@@ -83,8 +83,8 @@ def self_check(path: Path, feed: Feed, float_outputs: Sequence[NDArray[Any]], *,
             np.array_equal(a, b, equal_nan=_is_float(a)) for a, b in zip(first, second, strict=True)
         ),
         outputs=tuple(
-            _compare(name, theirs, mine, exact)
-            for name, theirs, mine, exact in zip(names, first, ours, float_outputs, strict=True)
+            _compare(name, theirs, mine, exact.get(name))
+            for name, theirs, mine in zip(names, first, ours, strict=True)
             if isinstance(theirs, np.ndarray) and theirs.dtype.kind in "fiub"
         ),
     )
@@ -111,7 +111,7 @@ def _is_float(array: NDArray[Any]) -> bool:
     return array.dtype.kind == "f"
 
 
-def _compare(name: str, theirs: NDArray[Any], ours: NDArray[Any], exact: NDArray[Any]) -> OutputCheck:
+def _compare(name: str, theirs: NDArray[Any], ours: NDArray[Any], exact: Any) -> OutputCheck:
     reference = theirs.astype(np.float64)
     largest = float(np.abs(reference).max(initial=0.0))
     # sizes may depend on the data: then nothing but the size can be compared
@@ -119,7 +119,8 @@ def _compare(name: str, theirs: NDArray[Any], ours: NDArray[Any], exact: NDArray
     if theirs.shape == ours.shape:
         with np.errstate(invalid="ignore"):  # infinity less infinity
             difference = float(np.abs(reference - ours).max(initial=0.0))
-    ratio = signal_to_noise_db(exact, reference) if exact.shape == reference.shape else float("-inf")
+    comparable = isinstance(exact, np.ndarray) and exact.shape == reference.shape
+    ratio = signal_to_noise_db(exact, reference) if comparable else float("-inf")
     return OutputCheck(
         name=name,
         engines_difference=difference / largest if largest else difference,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 from numpy.typing import NDArray
 
 from fgq.converters.self_check import onnxruntime_session
@@ -84,12 +85,13 @@ def set_aside(batches: Sequence[Labelled], free_batch: bool) -> tuple[list[Label
     return kept, aside
 
 
-def measure(float_model: ir.Model, converted: Path, data: HeldOut) -> HeldOutCheck:
+def measure(original: onnxruntime.InferenceSession, converted: Path, data: HeldOut) -> HeldOutCheck:
     """Run both models on samples held out, batch by batch, and compare.
 
     Parameters
     ----------
-    float_model : onnx_ir.Model
+    original : onnxruntime.InferenceSession
+        The model that came in.
     converted : Path
     data : HeldOut
 
@@ -102,7 +104,7 @@ def measure(float_model: ir.Model, converted: Path, data: HeldOut) -> HeldOutChe
     FgqError
         If a model cannot run on the samples, or labels do not fit its classes.
     """
-    runs = _runs(float_model, converted, data.batches)
+    runs = _runs(original, converted, data.batches)
     if data.scores is None:
         noise, power = (
             np.concatenate(parts) for parts in zip(*(_energies(run) for run in runs), strict=True)
@@ -110,7 +112,7 @@ def measure(float_model: ir.Model, converted: Path, data: HeldOut) -> HeldOutChe
         mean = power.mean(axis=0)
         losses = (noise[:, mean > 0] / mean[mean > 0]).sum(axis=1)
         return _check("relative squared error", losses.mean(), bootstrap_interval(losses), len(losses))
-    place = [value.name for value in float_model.graph.outputs].index(data.scores)
+    place = [output.name for output in original.get_outputs()].index(data.scores)
     first, second, true = [], [], []
     for run in runs:
         exact = class_scores(run.exact[place])
@@ -136,15 +138,27 @@ class _Run(NamedTuple):
     samples: int | None
 
 
-def _runs(float_model: ir.Model, converted: Path, batches: Sequence[Labelled]) -> Iterator[_Run]:
-    exact = onnxruntime_session(float_model, "float model")
+def _runs(
+    original: onnxruntime.InferenceSession, converted: Path, batches: Sequence[Labelled]
+) -> Iterator[_Run]:
     found = onnxruntime_session(converted, "converted model")
+    names = [output.name for output in original.get_outputs()]
     for feed, labels in batches:
-        try:
-            outputs = exact.run(None, feed), found.run(None, feed)
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise DataError(f"held-out data: a model cannot run on them ({first_line(error)})") from None
-        yield _Run(*outputs, labels, _samples(feed))
+        exact, outputs = (
+            _outputs(session, name, names, feed)
+            for session, name in ((original, "the model"), (found, "the converted model"))
+        )
+        yield _Run(exact, outputs, labels, _samples(feed))
+
+
+def _outputs(
+    session: onnxruntime.InferenceSession, name: str, names: Sequence[str], feed: Feed
+) -> Sequence[NDArray[Any]]:
+    try:
+        outputs: Sequence[NDArray[Any]] = session.run(names, feed)
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise DataError(f"held-out data: {name} cannot run on them ({first_line(error)})") from None
+    return outputs
 
 
 def _energies(run: _Run) -> tuple[Float, Float]:

@@ -13,27 +13,25 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from fgq import onnx_file
 from fgq.calibrate import observe
+from fgq.check import CheckData, check_data
 from fgq.config import ConversionConfig, Recipe
 from fgq.container import sign
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
-from fgq.converters.passes import prepare
+from fgq.converters.original import Original, prepare_judged
 from fgq.converters.quantized_graph import QuantizedLayer, insert_quantizers, write_weights
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
-from fgq.converters.self_check import few_samples, onnxruntime_session, self_check
+from fgq.converters.self_check import few_samples, self_check
 from fgq.converters.sites import Site, find_sites
 from fgq.data import Feed, InputSpec, input_specs, labelled_batches
 from fgq.data import Source as DataSource
@@ -213,9 +211,10 @@ def _convert(
 ) -> _Converted:
     report_progress = progress or (lambda stage, done, total: None)
     report_progress("read", 0, None)
+    original = Original(source)
     model = read_float_model(source)
     float_bytes = model_bytes(source, model)
-    prepare(model)
+    prepare_judged(model, original)
     chosen = choose_schemes(model, find_layers(model), config)
     choices = [entry for entry in chosen if isinstance(entry, Choice)]
     _check_convertible(chosen, choices, config, calibration)
@@ -226,10 +225,10 @@ def _convert(
     planned = plan is not None or config.is_planned
     batches, aside = _part_data(calibration, held_out, specs, together, planned=planned)
     feeds = None if batches is None else iter([feed for feed, _ in batches])
-    check, feeds = _check_data(model, specs, feeds)
+    check, feeds = check_data(original, model, specs, feeds)
     kept = None if feeds is None else _cut(feeds, specs)
     judge = judge_of(model, aside) if aside else None
-    job = _Job(config=config, float_bytes=float_bytes, kept=kept, check=check, judge=judge)
+    job = _Job(config=config, original=original, float_bytes=float_bytes, kept=kept, check=check, judge=judge)
     if config.is_planned and kept is not None:
         scores = classifier_output(model) if judge is None else judge.scores
         sample = few_samples(kept[0], all(spec.fixed_batch is None for spec in specs), 1)
@@ -267,9 +266,10 @@ class _Job:
     """What holds for every plan that is tried."""
 
     config: ConversionConfig
+    original: Original
     float_bytes: int
     kept: Sequence[Feed] | None
-    check: _CheckData | None
+    check: CheckData
     judge: HeldOut | None
 
 
@@ -371,8 +371,8 @@ def _finish(
     onnx_file.save(model, path)
     report_progress("check", 0, None)
     check = job.check
-    checked = None if check is None else self_check(path, check.feed, check.outputs, data=check.data)
-    held_out = None if job.judge is None else measure(float_model, path, job.judge)
+    checked = None if check.outputs is None else self_check(path, check.feed, check.outputs, data=check.data)
+    held_out = None if job.judge is None else measure(job.original.open().session, path, job.judge)
     report = Report(
         options=asdict(config) | {"weights": config.codes.value, "recipe": recipe.value},
         layers=described,
@@ -382,6 +382,7 @@ def _finish(
         minimum_onnxruntime=minimum_onnxruntime(model),
         self_check=checked,
         warnings=(
+            *check.warnings,
             *refined.warnings,
             *_warnings(described, checked),
             *doubts(plan, held_out, config.max_drop),
@@ -390,15 +391,6 @@ def _finish(
         plan=None if plan is None else plan.to_dict(),
     )
     return _Converted(model, report, checkpoint)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CheckData:
-    """A few samples, and what the float model gives for them."""
-
-    feed: Feed
-    outputs: Sequence[NDArray[Any]]
-    data: str
 
 
 def _check_convertible(
@@ -443,38 +435,6 @@ def _check_finite(choices: Sequence[Choice]) -> None:
         for what, values in (("weights", layer.weight_array), ("bias", layer.bias_array)):
             if values is not None:
                 check_finite(f"{layer.name}: {what}", values)
-
-
-def _check_data(
-    model: ir.Model, specs: Sequence[InputSpec], feeds: Iterator[Feed] | None
-) -> tuple[_CheckData | None, Iterator[Feed] | None]:
-    """Set aside a few samples for the self-check: of the calibration data, else random ones."""
-    free = all(spec.fixed_batch is None for spec in specs)
-    if feeds is None:
-        feed = {spec.name: _random_input(spec) for spec in specs}
-        data = "random data"
-    else:
-        first = next(feeds)
-        feeds = chain([first], feeds)
-        feed, data = few_samples(first, free), "calibration data"
-    session = onnxruntime_session(model, "float model")
-    try:
-        outputs = session.run(None, feed)
-    except Exception as error:
-        if feeds is None:  # the model may well not run on random data
-            return None, None
-        raise DataError(
-            f"calibration data: the model cannot run on them ({onnx_file.first_line(error)})"
-        ) from None
-    return _CheckData(feed=feed, outputs=outputs, data=data), feeds
-
-
-def _random_input(spec: InputSpec) -> NDArray[Any]:
-    rng = np.random.default_rng(0)
-    shape = tuple(size if isinstance(size, int) else 2 for size in spec.shape)
-    if spec.dtype.kind == "f":
-        return rng.standard_normal(shape).astype(spec.dtype)
-    return np.ones(shape, spec.dtype)
 
 
 def _cut(feeds: Iterator[Feed], specs: Sequence[InputSpec]) -> list[Feed]:

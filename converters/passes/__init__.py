@@ -25,8 +25,28 @@ __all__ = [
     "MeanToPool",
     "PlainGemm",
     "SumToAdd",
+    "passes",
     "prepare",
 ]
+
+
+def passes() -> list[ir.passes.PassBase]:
+    """Return what `prepare` does to a model, in order."""
+    return [
+        common.InlinePass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        FoldConstants(),
+        SumToAdd(),
+        InferShapes(),
+        MeanToPool(),
+        ConstantShape(),
+        FoldBatchNorm(),
+        PlainGemm(),
+        common.RemoveUnusedNodesPass(),
+        common.NameFixPass(),
+    ]
 
 
 def prepare(model: ir.Model) -> None:
@@ -48,23 +68,11 @@ def prepare(model: ir.Model) -> None:
     ModelError
         If the graph contradicts itself: weights that do not fit their operator, a function that calls itself.
     """
-    passes = ir.passes.Sequential(
-        common.InlinePass(),
-        common.RemoveInitializersFromInputsPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        FoldConstants(),
-        SumToAdd(),
-        InferShapes(),
-        MeanToPool(),
-        ConstantShape(),
-        FoldBatchNorm(),
-        PlainGemm(),
-        common.RemoveUnusedNodesPass(),
-        common.NameFixPass(),
-    )
-    try:
-        passes(model)
-    except ir.passes.PassError as error:
-        reason = onnx_file.first_line(onnx_file.root(error))
-        raise ModelError(f"model: the graph is malformed ({reason})") from error
+    for step in passes():
+        try:
+            step(model)
+        except Exception as error:
+            reason = onnx_file.first_line(onnx_file.root(error))
+            raise ModelError(
+                f"model: the graph is malformed, or the pass {type(step).__name__} wrong ({reason})"
+            ) from error

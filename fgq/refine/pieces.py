@@ -131,7 +131,9 @@ class Piece:
                 proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
-            raise ModelError(f"model: onnxruntime refuses a piece of it ({first_line(error)})") from None
+            raise ModelError(
+                f"prepared graph: onnxruntime refuses a piece of it ({first_line(error)})"
+            ) from None
 
 
 class Prefix:

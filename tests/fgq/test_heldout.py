@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from fgq.converters.passes import prepare
+from fgq.converters.self_check import onnxruntime_session
 from fgq.errors import DataError
 from fgq.heldout import held_out, measure, set_aside
 from fgq.stats import paired_bootstrap
@@ -77,7 +78,7 @@ def cut(labels):
 
 def test_top1_against_labels(models):
     model, path = models()
-    found = measure(model, path, held_out(model, cut(LABELS)))
+    found = measure(onnxruntime_session(model, "model"), path, held_out(model, cut(LABELS)))
     first, second = ((X @ weights).argmax(axis=1) == LABELS for weights in (W, V))
     wanted = paired_bootstrap(first, second)
     assert (found.measure, found.samples) == ("top-1", 90)
@@ -87,7 +88,7 @@ def test_top1_against_labels(models):
 
 def test_agreement_without_labels(models):
     model, path = models()
-    found = measure(model, path, held_out(model, cut(None)))
+    found = measure(onnxruntime_session(model, "model"), path, held_out(model, cut(None)))
     moved = (X @ W).argmax(axis=1) != (X @ V).argmax(axis=1)
     assert found.measure == "top-1 agreement"
     assert found.loss.value == pytest.approx(100 * moved.mean())
@@ -96,7 +97,7 @@ def test_agreement_without_labels(models):
 
 def test_relative_error_of_other_networks(models):
     model, path = models("(float[N,4] x) => (float y) { h = MatMul(x, w) y = Relu(h) }")
-    found = measure(model, path, held_out(model, cut(None)))
+    found = measure(onnxruntime_session(model, "model"), path, held_out(model, cut(None)))
     exact, other = (np.maximum(X @ weights, 0).astype(float) for weights in (W, V))
     assert found.measure == "relative squared error"
     assert found.samples == 90
@@ -107,6 +108,6 @@ def test_relative_error_of_other_networks(models):
 def test_refusals(models):
     model, path = models()
     with pytest.raises(DataError, match="held-out data: found label 3, wanted a class of the model's 3"):
-        measure(model, path, held_out(model, cut(LABELS + 1)))
-    with pytest.raises(DataError, match="held-out data: a model cannot run on them"):
-        measure(model, path, held_out(model, [({"x": X[:, :3]}, None)]))
+        measure(onnxruntime_session(model, "model"), path, held_out(model, cut(LABELS + 1)))
+    with pytest.raises(DataError, match="held-out data: the model cannot run on them"):
+        measure(onnxruntime_session(model, "model"), path, held_out(model, [({"x": X[:, :3]}, None)]))

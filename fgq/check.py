@@ -1,0 +1,91 @@
+"""The samples on which a conversion is checked, and what the model that came in gives for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fgq.converters.original import Original, Outputs, check_prepared, run
+from fgq.converters.self_check import few_samples
+from fgq.data import Feed, InputSpec
+from fgq.errors import DataError
+from fgq.onnx_file import first_line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckData:
+    """A few samples, and what the model that came in gives for them.
+
+    Parameters
+    ----------
+    feed : mapping of str to ndarray
+    outputs : mapping of str to ndarray, or None
+        By the names of the outputs; None where the model does not run on random data.
+    data : str
+        What the samples are, for the report.
+    warnings : tuple of str
+        What the prepared float graph does otherwise than the model (`fgq.converters.original`).
+    """
+
+    feed: Feed
+    outputs: Outputs | None
+    data: str
+    warnings: tuple[str, ...]
+
+
+def check_data(
+    original: Original, model: ir.Model, specs: Sequence[InputSpec], feeds: Iterator[Feed] | None
+) -> tuple[CheckData, Iterator[Feed] | None]:
+    """Set aside a few samples, of the calibration data or else random ones, and run both models on them.
+
+    Parameters
+    ----------
+    original : Original
+    model : onnx_ir.Model
+        The prepared float model.
+    specs : sequence of InputSpec
+    feeds : iterator of feed, or None
+        The calibration data.
+
+    Returns
+    -------
+    CheckData, iterator of feed or None
+        The calibration data again, from the first.
+
+    Raises
+    ------
+    ModelError
+        If onnxruntime refuses the model, or the prepared one: the message says which.
+    DataError
+        If the model cannot run on the calibration data.
+    """
+    if feeds is None:
+        feed = {spec.name: _random_input(spec) for spec in specs}
+    else:
+        first = next(feeds)
+        feeds = chain([first], feeds)
+        feed = few_samples(first, all(spec.fixed_batch is None for spec in specs))
+    session, note = original.open()
+    outputs = None
+    try:
+        outputs = run(session, feed)
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        if feeds is not None:  # the model may well not run on random data
+            raise DataError(f"calibration data: the model cannot run on them ({first_line(error)})") from None
+    del session  # two large models need not be in memory at once
+    warnings = (*filter(None, [note]), *check_prepared(original, model, feed, outputs))
+    data = "random data" if feeds is None else "calibration data"
+    return CheckData(feed=feed, outputs=outputs, data=data, warnings=warnings), feeds
+
+
+def _random_input(spec: InputSpec) -> NDArray[np.generic]:
+    rng = np.random.default_rng(0)
+    shape = tuple(size if isinstance(size, int) else 2 for size in spec.shape)
+    if spec.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return np.ones(shape, spec.dtype)
