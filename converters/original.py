@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,11 +81,11 @@ class Original:
     def _given(self) -> onnxruntime.InferenceSession:
         if isinstance(self.source, ir.Model):
             return onnxruntime_session(self.source.clone(), "model")
-        if not isinstance(self.source, onnx.ModelProto):
-            return onnxruntime_session(self.source, "model")
-        if self.source.ByteSize() > _PROTO_LIMIT:
-            return onnxruntime_session(onnx_file.from_proto(self.source), "model")
-        return onnxruntime_session(self.source.SerializeToString(), "model")
+        if isinstance(self.source, onnx.ModelProto):
+            if self.source.ByteSize() > _PROTO_LIMIT:
+                return onnxruntime_session(onnx_file.from_proto(self.source), "model")
+            return onnxruntime_session(self.source.SerializeToString(), "model")
+        return onnxruntime_session(Path(self.source), "model")
 
 
 def prepare_judged(model: ir.Model, original: Original) -> None:
