@@ -7,6 +7,7 @@ The nodes from a DequantizeLinear to a QuantizeLinear that work on each element 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -35,20 +36,18 @@ class LookupStep(Step):
     ----------
     source, result : onnx_ir.Value
         The integers before and behind.
-    nodes : sequence of onnx_ir.Node
-        The function, from DequantizeLinear to QuantizeLinear or Clip, in topological order.
-    opset : int
-        Of the standard operators.
+    table : ndarray of uint8, shape (256,)
+        The result of each integer; those of int8 are held 128 higher.
+    name : str
+        The last operator's.
     """
 
     dtype = np.uint8
     kernel = "lookup"
 
-    def __init__(self, source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int) -> None:
+    def __init__(self, source: ir.Value, result: ir.Value, table: NDArray[np.uint8], name: str) -> None:
         self.sources, self.result = (source,), result
-        self._table = _tabulate(source, result, nodes, opset)
-        named = [node for node in nodes if node.op_type in POINTWISE]
-        self._name = str((named or nodes)[-1].name)
+        self._table, self._name = table, name
 
     @property
     def name(self) -> str:
@@ -76,11 +75,16 @@ def read_lookup(node: ir.Node, opset: int) -> LookupStep | None:
     node : onnx_ir.Node
     opset : int
         Of the standard operators.
+
+    Returns
+    -------
+    LookupStep or None
+        None where there is no such function, or none that onnxruntime can tabulate.
     """
     if not is_operator(node, "QuantizeLinear"):
         return None
     made = read_clipped(node)
-    source, nodes, waiting = None, {node}, [node.inputs[0]]
+    source, axes, nodes, waiting = None, 0, {node}, [node.inputs[0]]
     if made is None:
         return None
     result = made[0]
@@ -100,17 +104,24 @@ def read_lookup(node: ir.Node, opset: int) -> LookupStep | None:
         elif producer not in nodes:
             nodes.add(producer)
             reads = [(read, constant(read)) for read in producer.inputs if read is not None]
-            scalar = all(array is None or (array.size == 1 and array.ndim <= 1) for _, array in reads)
-            if len(nodes) > _MOST_NODES or not scalar:
+            constants = [array for _, array in reads if array is not None]
+            if len(nodes) > _MOST_NODES or any(array.size != 1 for array in constants):
                 return None
+            axes = max([axes, *(array.ndim for array in constants)])
             waiting.extend(read for read, array in reads if array is None)
-    if source is None or node.graph is None:
+    # a constant of more axes than the activations have would give them to the result
+    if source is None or node.graph is None or axes > len(source.shape or ()):
         return None
-    return LookupStep(source, result, [other for other in node.graph if other in nodes], opset)
+    ordered = [other for other in node.graph if other in nodes]
+    table = _tabulate(source, result, ordered, opset)
+    named = [other for other in ordered if other.op_type in POINTWISE]
+    return None if table is None else LookupStep(source, result, table, str((named or ordered)[-1].name))
 
 
-def _tabulate(source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int) -> NDArray[np.uint8]:
-    """Run the nodes on all 256 integers."""
+def _tabulate(
+    source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opset: int
+) -> NDArray[np.uint8] | None:
+    """Run the nodes on all 256 integers; None where onnxruntime cannot."""
     read = dict.fromkeys(value for node in nodes for value in node.inputs if value is not None)
     inside = set(nodes)
     initializers = [value for value in read if value.is_initializer()]
@@ -123,18 +134,22 @@ def _tabulate(source: ir.Value, result: ir.Value, nodes: Sequence[ir.Node], opse
         [source], [result], nodes=[*outside, *nodes], initializers=initializers, opset_imports={"": opset}
     )
     clone = view.clone()
-    for value in (clone.inputs[0], clone.outputs[0]):
-        value.shape = ir.Shape([256])
+    for value in chain.from_iterable(node.outputs for node in clone):  # here they have another shape
+        value.shape = None
+    clone.inputs[0].shape = ir.Shape([256])
     model = ir.to_proto(ir.Model(clone, ir_version=10))
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
     dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
     every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
-    (table,) = session.run(None, {str(source.name): every.astype(dtype)})
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        (table,) = session.run(None, {str(source.name): every.astype(dtype)})
+    except Exception:  # onnxruntime's exceptions share no other base
+        return None
     raised: NDArray[np.uint8] = (table.astype(np.int16) + (128 if table.dtype == np.int8 else 0)).astype(
         np.uint8
     )
-    return raised
+    return raised.ravel()

@@ -15,6 +15,7 @@ EVERY = {"x": np.arange(256, dtype=np.uint8).reshape(4, 64)}
 CONSTANTS = {
     "third": np.float32(1 / 3),
     "two": np.float32([2]),
+    "one": np.float32([[1]]),
     "low": np.float32(-0.5),
     "high": np.float32(1.5),
     "row": np.linspace(0, 1, 64, dtype=np.float32),
@@ -39,6 +40,10 @@ CHAINS = {
     "swish": "b = Sigmoid(a)\n r = Mul(a, b)",
     "a constant inside": "b = Constant<value = float {0.25}>()\n r = Sub(a, b)",
     "twice": "b = Mul(a, a)\n c = Add(b, a)\n r = Max(c, a)",
+    "polynomial": "b = Mul(a, a)\n c = Add(b, b)\n r = Add(a, c)",
+    "erf-GELU": "b = Div(a, one)\n c = Erf(b)\n d = Add(c, one)\n e = Mul(a, d)\n r = Mul(e, third)",
+    "tanh-GELU": "b = Pow(a, two)\n c = Mul(b, third)\n d = Add(a, c)\n e = Tanh(d)\n f = Add(e, one)\n"
+    "g = Mul(a, third)\n r = Mul(g, f)",
 }
 
 
@@ -63,11 +68,23 @@ def test_every_operator(make_model, check_steps, op_type):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+@pytest.mark.parametrize("shape", ["N,M", "4,64"])
 @pytest.mark.parametrize("body", CHAINS.values(), ids=CHAINS)
-def test_operators_in_a_row(make_model, check_steps, body, dtype):
+def test_operators_in_a_row(make_model, check_steps, body, shape, dtype):
+    """Of open and of fixed sizes, which the table does not have."""
     moved = ["reorder"] if dtype == np.int8 else []
     feeds = {"x": EVERY["x"].view(dtype)}
-    check_steps(model_of(make_model, body, dtype=dtype), feeds, kernels=[*moved, "lookup", *moved])
+    check_steps(model_of(make_model, body, shape, dtype), feeds, kernels=[*moved, "lookup", *moved])
+
+
+def test_a_constant_of_more_axes_gives_them_to_the_result(make_model, check_steps):
+    model = model_of(make_model, "r = Add(a, one)", "N")
+    check_steps(model, {"x": np.arange(256, dtype=np.uint8)}, kernels=["onnxruntime"])
+
+
+def test_what_onnxruntime_cannot_tabulate(make_model):
+    model = model_of(make_model, "r = Mul(a, q3)")  # a float by an integer
+    assert not any(read_lookup(node, 20) for node in ir.from_proto(model).graph)
 
 
 def test_two_dequantizers_of_one_source(make_model, check_steps):
