@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 
@@ -50,24 +52,69 @@ def read_float_model(source: Source) -> ir.Model:
         raise ModelError(f"{name}: found opset {opset}, wanted {OPSETS.start} to {OPSETS.stop - 1}")
     if FUNCTION_DOMAIN in model.opset_imports or FORM_KEY in model.metadata_props:
         raise ModelError(f"{name}: found a model that fgq has converted, wanted a float model")
+    _sort(model, name)
     wanted = max(opset, LEAST_OPSET)
     while wanted > LEAST_OPSET and not runs_opset(wanted):
         wanted -= 1
+    others = [function for function in model.functions.values() if not _speaks(function, opset)]
+    if others or (model.functions and wanted != opset):
+        model = _change(model, _inlined, f"onnx cannot bring its functions to opset {opset}", name)
     if wanted != opset:
-        model = _change_opset(model, wanted, name)
+        failed = f"onnx's version converter cannot bring it to opset {wanted}"
+        model = _change(
+            model, lambda proto: onnx.version_converter.convert_version(proto, wanted), failed, name
+        )
+        model.ir_version = min(model.ir_version or 0, _released(wanted))
     model.ir_version = max(model.ir_version or 0, LEAST_IR_VERSION)
     return model
 
 
-def _change_opset(model: ir.Model, opset: int, name: str) -> ir.Model:
+def _sort(model: ir.Model, name: str) -> None:
+    """Put each node behind what it reads, as onnxruntime does."""
+    try:
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
+            graph.sort()
+    except ValueError:
+        raise ModelError(
+            f"{name}: found nodes that wait for each other, wanted a graph without cycles"
+        ) from None
+
+
+def _change(
+    model: ir.Model, change: Callable[[onnx.ModelProto], onnx.ModelProto], failed: str, name: str
+) -> ir.Model:
+    """Have onnx change a model, whose external data are read."""
     ir.external_data.load_to_model(model)
     try:
-        changed = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), opset))
+        return ir.from_proto(change(ir.to_proto(model)))
     except Exception as error:
-        raise ModelError(
-            f"{name}: onnx's version converter cannot bring it to opset {opset} "
-            f"({onnx_file.first_line(error)})"
-        ) from error
-    released = {row[2]: row[1] for row in reversed(onnx.helper.VERSION_TABLE)}
-    changed.ir_version = min(changed.ir_version or 0, released[opset])
-    return changed
+        raise ModelError(f"{name}: {failed} ({onnx_file.first_line(error)})") from error
+
+
+def _speaks(function: ir.Function, opset: int) -> bool:
+    """Tell whether a function means the same at the model's opset, which it then takes."""
+    own = function.opset_imports.get("", opset)
+    if own != opset:
+        used = {node.op_type for node in function.all_nodes() if node.domain == ""}
+        if any(_version(name, own) != _version(name, opset) for name in used):
+            return False
+        function.opset_imports[""] = opset
+    return True
+
+
+def _version(op_type: str, opset: int) -> int | None:
+    """Return the opset since which an operator is as it is at another; None where there is none."""
+    try:
+        return onnx.defs.get_schema(op_type, opset).since_version
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    inferred = onnx.shape_inference.infer_shapes(proto)  # the converter wants the types of what it changes
+    return onnx.inliner.inline_local_functions(inferred, convert_version=True)
+
+
+def _released(opset: int) -> int:
+    """Return the IR version that an opset came with."""
+    return {row[2]: row[1] for row in reversed(onnx.helper.VERSION_TABLE)}[opset]

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from fgq.dialect import plain
 from fgq.errors import ModelError, OutputError
 
 _PROTOBUF_LIMIT = 1_900_000_000
@@ -71,6 +72,7 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
         raise ModelError(f"{name}: found no graph, wanted an ONNX model")
     if not proto.opset_import:
         raise ModelError(f"{name}: found no opset, wanted an ONNX model; the file may be truncated")
+    proto = plain(proto, name)
     _check_functions(proto, name)
     try:
         model = ir.from_proto(proto)

@@ -1,28 +1,176 @@
-"""Infer the types and shapes of a model's values."""
+"""Infer the types and shapes of a model's values, from those of its inputs alone.
+
+What a file says of the values between is not believed: it may be older than the sizes of the inputs.
+"""
 
 from __future__ import annotations
 
-import onnx_ir as ir
-from onnx_ir.passes import common
+import re
+from collections.abc import Mapping, Sequence
 
-_SEQUENCE_MAKERS = frozenset(
-    "SplitToSequence SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SequenceMap".split()
-)
+import onnx
+import onnx_ir as ir
+from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+_BIG = 1000
+"""Constants of more bytes are left out of what is inferred from: their type and shape suffice."""
+
+_LONGEST = 1 << 14
+"""Elements of a vector beyond which its values are not followed into shapes: onnx holds each."""
+
+_FOLLOWED = frozenset("Add Cast Concat Gather Identity Mul Size Slice Squeeze Sub Unsqueeze Where".split())
+"""Operators whose values onnx follows, whatever their type."""
+
+_OPAQUE = "fgq.opaque"
+"""A domain of which onnx knows nothing."""
 
 
 class InferShapes(ir.passes.InPlacePass):
-    """Infer types and shapes as far as onnx can.
+    """Infer types and shapes as far as onnx and onnxruntime can.
 
-    1. Types and shapes are those of onnx's shape inference.
-    2. The results of operators that make sequences are left without: `onnx_ir` takes the type of the
-       elements for that of the sequence, which onnxruntime refuses.
+    1. Types and shapes of what nodes compute are forgotten, and inferred anew by onnx. An output keeps its
+       declared type, and its declared shape unless that is of another rank or size.
+    2. Where onnx knows no type (operators of other domains, and what reads them), onnxruntime is asked.
+    3. Where neither knows one, the declared type holds, without a shape.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
-        result = common.ShapeInferencePass(strict_mode=False)(model)
-        for node in model.graph.all_nodes():
-            if node.domain == "" and node.op_type in _SEQUENCE_MAKERS:
-                for output in node.outputs:
-                    output.type = output.shape = None
-        return ir.passes.PassResult(model, result.modified)
+        computed = [value for node in model.graph.all_nodes() for value in node.outputs]
+        before = [(value.type, value.shape) for value in computed]
+        for value in computed:
+            value.shape = None
+            if not value.is_graph_output():
+                value.type = None
+        skeleton = _skeleton(model)
+        _infer(model, skeleton)
+        unknown = [value for node in model.graph for value in node.outputs if value.type is None]
+        _ask_onnxruntime(skeleton, [value for value in unknown if value.uses() or value.is_graph_output()])
+        for value, (kind, shape) in zip(computed, before, strict=True):
+            if value.type is None:
+                value.type = kind
+            if value.is_graph_output() and shape is not None and _agree(shape, value.shape):
+                value.shape = shape
+        after = [(value.type, value.shape) for value in computed]
+        return ir.passes.PassResult(model, after != before)
+
+
+def _skeleton(model: ir.Model) -> onnx.ModelProto:
+    """Return the model with its big constants as inputs."""
+    big, small = list[ir.Value](), list[ir.Value]()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and not value.is_graph_input():
+            (big if tensor.nbytes > _BIG else small).append(value)
+            value.shape, value.dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+    view = ir.GraphView(
+        [*model.graph.inputs, *big],
+        model.graph.outputs,
+        nodes=list(model.graph),
+        initializers=small,
+        opset_imports=dict(model.opset_imports),
+        name="skeleton",
+    )
+    return onnx.helper.make_model(
+        ir.serde.serialize_graph(view),  # type: ignore[arg-type]
+        opset_imports=[onnx.helper.make_opsetid(*each) for each in model.opset_imports.items()],
+        ir_version=model.ir_version,
+        functions=[ir.serde.serialize_function(function) for function in model.functions.values()],
+    )
+
+
+def _infer(model: ir.Model, skeleton: onnx.ModelProto) -> None:
+    """Give the values the types and shapes that onnx infers."""
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton)
+        _hide_long(inferred.graph, {})
+        inferred.opset_import.append(onnx.helper.make_opsetid(_OPAQUE, 1))
+        inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
+    except Exception:  # whatever onnx finds wrong, the engines say it better
+        return
+    found = ir.serde.deserialize_graph(inferred.graph)
+    for node, same in zip(model.graph.all_nodes(), found.all_nodes(), strict=True):
+        for value, other in zip(node.outputs, same.outputs, strict=True):
+            if other.type is not None:
+                value.type = other.type
+            if isinstance(value.type, ir.TensorType):  # a sequence has none; its elements' may differ
+                value.shape = other.shape
+
+
+def _hide_long(graph: onnx.GraphProto, around: Mapping[str, bool]) -> None:
+    """Hide the nodes that read vectors which are long, or may be, from the inference that follows values.
+
+    Their results keep the types and shapes that they have without.
+
+    Parameters
+    ----------
+    graph : onnx.GraphProto
+        With the shapes that are inferred without following values.
+    around : mapping of str to bool
+        The values outside, and whether each is surely no long vector.
+    """
+    short = dict(around)
+    short.update((entry.name, _is_short(entry)) for entry in (*graph.input, *graph.value_info, *graph.output))
+    for tensor in graph.initializer:
+        short[tensor.name] = len(tensor.dims) != 1 or tensor.dims[0] <= _LONGEST
+    for node in graph.node:
+        followed = node.op_type in _FOLLOWED or node.domain != ""
+        if followed and not all(short.get(name, False) for name in node.input if name):
+            node.domain = _OPAQUE
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                _hide_long(subgraph, short)
+
+
+def _is_short(entry: onnx.ValueInfoProto) -> bool:
+    kind = entry.type.tensor_type
+    if not kind.HasField("shape"):
+        return False
+    axes = kind.shape.dim
+    return len(axes) != 1 or (axes[0].HasField("dim_value") and axes[0].dim_value <= _LONGEST)
+
+
+def _ask_onnxruntime(skeleton: onnx.ModelProto, values: Sequence[ir.Value]) -> None:
+    """Give values the types and shapes that onnxruntime infers, if it takes the model without its weights."""
+    if not values:
+        return
+    del skeleton.graph.output[:]
+    skeleton.graph.output.extend(onnx.ValueInfoProto(name=str(value.name)) for value in values)
+    options = SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = InferenceSession(skeleton.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime's exceptions share no other base
+        return
+    for value, known in zip(values, session.get_outputs(), strict=True):
+        value.type = _read_type(known.type)
+        if isinstance(value.type, ir.TensorType) and known.shape:  # a scalar and an unknown shape look alike
+            value.shape = ir.Shape(known.shape)
+
+
+_WRAPPERS = {"seq": ir.SequenceType, "optional": ir.OptionalType}
+
+
+def _read_type(name: str) -> ir.TypeProtocol | None:
+    """Read a type as onnxruntime writes it, such as ``seq(tensor(float))``; None where onnx_ir has none."""
+    found = re.fullmatch(r"(\w+)\((.*)\)", name)
+    if found is None:
+        return None
+    kind, inner = found.groups()
+    if kind == "tensor":
+        return ir.TensorType(ir.DataType[inner.upper()]) if inner.upper() in ir.DataType.__members__ else None
+    elements = _read_type(inner) if kind in _WRAPPERS else None
+    return None if elements is None else _WRAPPERS[kind](elements)
+
+
+def _agree(declared: ir.Shape, inferred: ir.Shape | None) -> bool:
+    """Tell whether a declared shape contradicts no inferred one."""
+    return inferred is None or (
+        len(declared) == len(inferred)
+        and all(
+            a == b
+            for a, b in zip(declared, inferred, strict=True)
+            if isinstance(a, int) and isinstance(b, int)
+        )
+    )

@@ -115,8 +115,10 @@ def needed(graph: ir.Graph, makers: Makers) -> list[ir.Node | Step]:
 
 
 def _whole(model: ir.Model) -> Segment:
+    part = model.clone()
+    _forget_shapes(part.graph.outputs)
     return Segment(
-        model=model,
+        model=part,
         nodes=tuple(model.graph),
         inputs=tuple(model.graph.inputs),
         outputs=tuple(model.graph.outputs),
@@ -238,9 +240,17 @@ def _segment(
         functions=[function.clone() for function in model.functions.values()],
     )
     common.RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
+    declared = [own for own, value in zip(part.graph.inputs, inputs, strict=True) if value.is_graph_output()]
+    _forget_shapes([*part.graph.outputs, *declared])
     return Segment(
         model=part,
         nodes=tuple(members),
         inputs=tuple(inputs),
         outputs=tuple(outputs),
     )
+
+
+def _forget_shapes(values: Iterable[ir.Value]) -> None:
+    """Forget what a model declares of its outputs, to which onnxruntime would hold the arrays it is given."""
+    for value in values:
+        value.shape = None

@@ -85,7 +85,11 @@ def find_steps(graph: ir.Graph, options: Options) -> dict[ir.Value, Step]:
         step = read_lookup(node, opset) or read_quantize(node)
         if step is not None and step.result not in makers and _pure(step.sources[0], makers):
             makers[step.result] = step
-    return makers
+    return {
+        result: step
+        for result, step in makers.items()
+        if not any(source.is_initializer() for source in step.sources)  # left to onnxruntime to fold
+    }
 
 
 def _dynamic_steps(products: list[DynamicProduct], options: Options) -> Iterator[Step]:

@@ -102,3 +102,69 @@ def test_external_data(make_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     found = convert(tmp_path / "m.onnx", calibration=FEEDS, group_size=4).model
     assert found.SerializeToString() == expected.SerializeToString()
+
+
+def test_nodes_in_any_order(make_model, run):
+    """onnxruntime sorts them, and so does the reader."""
+    model = make_model("(float[N,6] x) => (float y) { b = Relu(a) a = MatMul(x, w) y = MatMul(b, w) }")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(normal(6, 6), "w"))
+    model.graph.node.insert(0, model.graph.node.pop())
+    found = read_float_model(model)
+    assert [node.op_type for node in found.graph] == ["MatMul", "Relu", "MatMul"]
+    feeds = {"x": normal(5, 6)}
+    np.testing.assert_array_equal(run(ir.to_proto(found), feeds)[0], run(model, feeds)[0])
+
+
+def test_refuses_a_cycle(make_model):
+    model = make_model("(float[N,6] x) => (float y) { a = Add(x, b) b = Relu(a) y = Relu(b) }")
+    with pytest.raises(ModelError, match="cycle"):
+        read_float_model(model)
+
+
+CENTER = {
+    17: [helper.make_node("ReduceMean", ["a"], ["m"], axes=[-1])],
+    18: [
+        helper.make_node("Constant", [], ["i"], value_ints=[-1]),
+        helper.make_node("ReduceMean", ["a", "i"], ["m"]),
+    ],
+}
+
+
+@pytest.mark.parametrize(("own", "opset"), [(17, 18), (17, 20), (18, 20), (18, 18)])
+def test_functions_of_another_opset(make_model, run, own, opset):
+    """They are brought to the model's, whose operators may take their operands otherwise."""
+    model = make_model("(float[N,6] x) => (float y) { y = local.F(x) }", opset=opset, domains='"local" : 1')
+    model.functions.append(
+        helper.make_function(
+            "local",
+            "F",
+            ["a"],
+            ["b"],
+            [*CENTER[own], helper.make_node("Sub", ["a", "m"], ["b"])],
+            [helper.make_opsetid("", own)],
+        )
+    )
+    x = normal(5, 6)
+    (y,) = run(ir.to_proto(read_float_model(model)), {"x": x})
+    np.testing.assert_allclose(y, x - x.mean(-1, keepdims=True), atol=1e-6)
+
+
+def test_a_function_that_means_the_same_keeps_its_nodes(make_model, run):
+    model = make_model("(float[N,6] x) => (float y) { y = local.F(x) }", opset=20, domains='"local" : 1')
+    body = [helper.make_node("Neg", ["a"], ["b"])]
+    model.functions.append(
+        helper.make_function("local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 13)])
+    )
+    found = read_float_model(model)
+    assert [function.opset_imports for function in found.functions.values()] == [{"": 20}]
+    np.testing.assert_array_equal(run(ir.to_proto(found), {"x": normal(5, 6)})[0], -normal(5, 6))
+
+
+def test_refuses_a_function_that_cannot_be_brought_down(make_model):
+    model = make_model("(float[N,6] x) => (float y) { y = local.F(x) }", opset=17, domains='"local" : 1')
+    body = [*CENTER[18], helper.make_node("Sub", ["a", "m"], ["b"])]
+    model.functions.append(
+        helper.make_function("local", "F", ["a"], ["b"], body, [helper.make_opsetid("", 18)])
+    )
+    with pytest.raises(ModelError, match="model: onnx cannot bring its functions to opset 17"):
+        read_float_model(model)

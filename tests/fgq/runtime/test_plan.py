@@ -4,6 +4,7 @@ import pytest
 from onnx import TensorProto
 
 from fgq import Session, convert
+from fgq.functions import recognise
 from fgq.runtime.plan import Segment, plan
 from fgq.runtime.products import ProductStep
 from fgq.runtime.recognise import Options, find_steps
@@ -16,6 +17,7 @@ def normal(*shape):
 def planned(model):
     found = ir.from_proto(model)
     found.graph.sort()
+    recognise(found)
     return plan(found, find_steps(found.graph, Options()))
 
 
