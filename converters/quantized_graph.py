@@ -110,7 +110,7 @@ def _insert_quantizers(names: Names, site: Site, quantizers: Mapping[int, Quanti
     tensor = site.tensor
     # The readers are listed before the first node is added: each width takes its own.
     readers = {bits: [node for node, width in site.readers.items() if width == bits] for bits in quantizers}
-    others = [node for node in tensor.consumers() if node not in site.readers] if site.from_integers else []
+    others = site.others
     nodes: list[ir.Node] = []
     source = tensor
     widest = max(quantizers)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from fgq.config import ConversionConfig, Misfit
 from fgq.container import constant
 from fgq.converters.layers import FloatNode, Layer
+from fgq.converters.own import is_quantized, own_scale
 from fgq.errors import ConfigError
 from fgq.scheme import ActivationScheme, Granularity, WeightScheme
 
@@ -80,9 +81,13 @@ def _choose(layer: Layer, position: str, config: ConversionConfig) -> Choice | F
         return FloatNode(layer.node, f"excluded by {config.exclude!r}")
     activations = config.activation_scheme
     notes = []
+    kept = _own_quantizer(layer)
     if layer.in_subgraph and activations is not None:
         activations = None
         notes.append("in a subgraph: activations stay float")
+    elif kept is not None:
+        activations, note = kept
+        notes.append(note)
     elif activations is not None and activations.is_dynamic and (obstacle := _dynamic_obstacle(layer)):
         activations = None
         notes.append(f"{obstacle}: activations stay float")
@@ -112,6 +117,15 @@ def _without_parts(layer: Layer, scheme: WeightScheme) -> str:
     if scheme.granularity is Granularity.LAYER and grouped:
         return "grouped convolution: a scale for each filter"
     return ""
+
+
+def _own_quantizer(layer: Layer) -> tuple[ActivationScheme | None, str] | None:
+    """Return the activations of a layer that reads what the model itself has quantized, and a note of it."""
+    if not is_quantized(layer.activation):
+        return None
+    if own_scale(layer.activation) is None:
+        return None, "its input has a quantizer of the model's own, of other than 8 bits and one scale"
+    return ActivationScheme(bits=8), "its input keeps the model's own quantizer"
 
 
 def _dynamic_obstacle(layer: Layer) -> str:

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from fgq.container import constant
+from fgq.converters.own import (
+    LAYOUT,
+    before_layout,
+    goes_to_quantizer,
+    is_bound,
+    is_quantized,
+)
 from fgq.converters.rewriting import sole_consumer
 from fgq.converters.select import Choice
 
 JOINTS = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"})
-
-LAYOUT = frozenset({"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
-"""Operators that move integers and do not change them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,7 +37,10 @@ class Site:
         The operators that read the tensor as integers, and of how many bits.
     from_integers : bool
         Whether an integer operator computes the tensor; then every reader takes the quantized values, so
-        that the operator's result is nothing but integers.
+        that the operator's result is nothing but integers, but for those in `real`.
+    real : set of onnx_ir.Node
+        Readers that must see the real values: poolings that stay float (`float_pools`), which onnxruntime
+        would fuse with quantizers on both sides, and the model's own quantizers (`fgq.converters.own`).
     same_as : Site or None
         The site before a pooling maximum or a change of layout, whose 8-bit quantizer holds here too.
     """
@@ -41,7 +48,17 @@ class Site:
     tensor: ir.Value
     readers: dict[ir.Node, int] = field(default_factory=dict)
     from_integers: bool = False
+    real: set[ir.Node] = field(default_factory=set)
     same_as: Site | None = None
+
+    @property
+    def others(self) -> list[ir.Node]:
+        """What else takes the quantized values."""
+        if not self.from_integers:
+            return []
+        return [
+            node for node in self.tensor.consumers() if node not in self.readers and node not in self.real
+        ]
 
     @property
     def bits(self) -> tuple[int, ...]:
@@ -51,8 +68,7 @@ class Site:
         keeps its 8 bits.
         """
         widths = set(self.readers.values())
-        others = self.from_integers and any(node not in self.readers for node in self.tensor.consumers())
-        if others or not widths:
+        if self.others or not widths:
             widths.add(8)
         return tuple(sorted(widths, reverse=True))
 
@@ -94,8 +110,36 @@ def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
             if not result.is_graph_output():
                 site(result).from_integers = True
     for entry in sites.values():
+        entry.real = {
+            node
+            for node in entry.tensor.consumers()
+            if node not in entry.readers and (_obstacle(node) or goes_to_quantizer(node))
+        }
+    for tensor, entry in list(sites.items()):
+        if is_quantized(tensor) or not (entry.readers or entry.others):
+            del sites[tensor]
+    for entry in sites.values():
         entry.same_as = _shared(entry, sites, joints)
     return list(sites.values())
+
+
+def float_pools(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    """Yield the poolings of the main graph that stay float among integer operators, and why."""
+    for node in model.graph:
+        reason = _obstacle(node)
+        if reason:
+            yield node, reason
+
+
+def _obstacle(node: ir.Node) -> str:
+    """Say why onnxruntime's integer pooling is not that of the node; nothing where it is."""
+    if node.domain != "" or node.op_type != "AveragePool":
+        return ""
+    if any(step != 1 for step in node.attributes.get_ints("dilations", ())):
+        return "onnxruntime's integer AveragePool knows no dilations"
+    if node.attributes.get_int("ceil_mode", 0) and node.attributes.get_int("count_include_pad", 0):
+        return "onnxruntime's integer AveragePool is wrong with ceil_mode and count_include_pad"
+    return ""
 
 
 def _operands(node: ir.Node) -> Iterator[ir.Value]:
@@ -105,31 +149,13 @@ def _operands(node: ir.Node) -> Iterator[ir.Value]:
             yield value
 
 
-def _is_bound(node: ir.Node | None) -> bool:
-    """Tell whether a node is a ReLU or a clip by constants, which an integer operator absorbs."""
-    if node is None or node.domain != "":
-        return False
-    if node.op_type == "Clip":
-        return all(value is None or constant(value) is not None for value in node.inputs[1:])
-    return node.op_type == "Relu"
-
-
 def _result(node: ir.Node) -> ir.Value:
     """Return the result of an integer operator after the bounds it absorbs."""
     value = node.outputs[0]
     reader = sole_consumer(value)
-    while reader is not None and reader.graph is node.graph and _is_bound(reader):
+    while reader is not None and reader.graph is node.graph and is_bound(reader):
         value = reader.outputs[0]
         reader = sole_consumer(value)
-    return value
-
-
-def _before_layout(value: ir.Value) -> ir.Value:
-    producer = value.producer()
-    while producer is not None and producer.domain == "" and producer.op_type in LAYOUT:
-        first = producer.inputs[0]
-        assert first is not None
-        value, producer = first, first.producer()
     return value
 
 
@@ -140,26 +166,28 @@ def _joints(graph: ir.Graph, layers: Mapping[ir.Node, Choice], sources: set[ir.N
         for node in graph
         if node.domain == ""
         and node.op_type in JOINTS
+        and not _obstacle(node)
+        and not (node.op_type == "MaxPool" and goes_to_quantizer(node))
         and all(constant(value) is None for value in node.inputs if value is not None)
         and not any(output.uses() for output in node.outputs[1:])
     }
     read_by_layers = {choice.layer.activation for choice in layers.values()}
 
     def from_integers(value: ir.Value) -> bool:
-        if value in read_by_layers:
+        if value in read_by_layers or is_quantized(value):
             return True
-        producer = _before_layout(value).producer()
-        while producer is not None and _is_bound(producer):
+        producer = before_layout(value).producer()
+        while producer is not None and is_bound(producer):
             operand = producer.inputs[0]
             assert operand is not None
-            producer = _before_layout(operand).producer()
+            producer = before_layout(operand).producer()
         return producer in sources or producer in joints
 
     def to_integers(value: ir.Value) -> bool:
         return any(
             reader in layers
             or reader in joints
-            or ((reader.op_type in LAYOUT or _is_bound(reader)) and to_integers(reader.outputs[0]))
+            or ((reader.op_type in LAYOUT or is_bound(reader)) and to_integers(reader.outputs[0]))
             for reader in value.consumers()
             if reader.graph is graph
         )
@@ -192,6 +220,6 @@ def _shared(site: Site, sites: Mapping[ir.Value, Site], joints: set[ir.Node]) ->
     if producer in joints and producer is not None and producer.op_type == "MaxPool":
         before = producer.inputs[0]
     else:
-        before = _before_layout(site.tensor)
+        before = before_layout(site.tensor)
     found = sites.get(before) if before is not None and before is not site.tensor else None
     return found if found is not None and 8 in found.bits else None

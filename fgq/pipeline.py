@@ -28,11 +28,12 @@ from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.original import Original, prepare_judged
+from fgq.converters.own import own_scale
 from fgq.converters.quantized_graph import QuantizedLayer, insert_quantizers, write_weights
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.self_check import few_samples, self_check
-from fgq.converters.sites import Site, find_sites
+from fgq.converters.sites import Site, find_sites, float_pools
 from fgq.data import Feed, InputSpec, input_specs, labelled_batches
 from fgq.data import Source as DataSource
 from fgq.dual import second_inputs, second_weights
@@ -384,6 +385,7 @@ def _finish(
         warnings=(
             *check.warnings,
             *refined.warnings,
+            *(f"{node.name}: left float, as {reason}" for node, reason in float_pools(model) if quantizers),
             *_warnings(described, checked),
             *doubts(plan, held_out, config.max_drop),
         ),
@@ -493,8 +495,10 @@ def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) ->
     bias = layer.bias_array
     input_scale = least = None
     if choice.activations is not None and not choice.activations.is_dynamic:
-        by_tensor = {site.tensor: found for site, found in quantizers.items()}
-        input_scale = by_tensor[layer.activation][choice.activations.width].scale
+        input_scale = own_scale(layer.activation)
+        if input_scale is None:
+            by_tensor = {site.tensor: found for site, found in quantizers.items()}
+            input_scale = by_tensor[layer.activation][choice.activations.width].scale
         if bias is not None:
             try:
                 least = least_row_scale(bias, input_scale, layer.products)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgq import convert
+from fgq import Session, convert
 from fgq.config import Activations
 
 ON_INTEGERS = {
@@ -242,3 +242,42 @@ def test_two_inputs_and_outputs(make_model, check_integers, rng):
     notes = {layer.shape: layer.reason for layer in result.report.layers}
     assert notes[8, 3, 3, 3] == notes[8, 2, 3, 3] == "first convolution"
     check_integers(result.model, feeds, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "integer"),
+    [
+        ("kernel_shape=[3,3], strides=[2,2], ceil_mode=1", True),
+        ("kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], count_include_pad=1", True),
+        ("kernel_shape=[3,3], strides=[2,2], ceil_mode=1, count_include_pad=1", False),
+        ("kernel_shape=[2,2], dilations=[2,2]", False),
+    ],
+)
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_average_pools_that_onnxruntime_has_no_integer_operator_for_stay_float(
+    make_model, run, optimized, rng, attributes, integer, read_twice
+):
+    text = f"""(float[N,8,7,8] x) => (float y, float z) {{
+        a = Conv(x, w, b)
+        p = AveragePool<{attributes}>(a)
+        y = Conv(p, w)
+        z = Conv({"a" if read_twice else "p"}, w)
+    }}"""
+    model = make_model(text, {"w": normal(rng, 8, 8, 1, 1) / 3, "b": 3 + normal(rng, 8)}, opset=19)
+    feeds = {"x": normal(rng, 16, 8, 7, 8)}
+    found, report = converted(
+        model, feeds, weights="int8", recipe="fgq", x86_without_vnni=True, first_last_int8=False
+    )
+    counted = optimized(found)
+    assert counted["QLinearAveragePool"] == integer
+    assert counted["AveragePool"] == (not integer)
+    reasons = [line for line in report.warnings if "left float" in line]
+    assert len(reasons) == (not integer)
+    exact, theirs, ours = (
+        run(model, feeds),
+        run(found, feeds),
+        Session(found.SerializeToString()).run(None, feeds),
+    )
+    for x, a, b in zip(exact, theirs, ours, strict=True):
+        assert np.linalg.norm(a - x) < 0.03 * np.linalg.norm(x)
+        assert np.abs(a - b).max() < 0.02 * np.abs(x).max()  # a step at most
