@@ -30,10 +30,17 @@ def is_bound(node: ir.Node | None) -> bool:
     return node.op_type == "Relu"
 
 
+def is_layout(node: ir.Node | None) -> bool:
+    """Tell whether a node moves values and changes none; Dropout that is said to train does."""
+    if node is None or node.domain != "" or node.op_type not in LAYOUT:
+        return False
+    return node.op_type != "Dropout" or len(node.inputs) < 3 or node.inputs[2] is None
+
+
 def before_layout(value: ir.Value) -> ir.Value:
     """Return the value that operators of `LAYOUT` have moved to this place."""
     producer = value.producer()
-    while producer is not None and producer.domain == "" and producer.op_type in LAYOUT:
+    while producer is not None and is_layout(producer):
         first = producer.inputs[0]
         assert first is not None
         value, producer = first, first.producer()
@@ -83,7 +90,7 @@ def _before(value: ir.Value) -> Iterator[ir.Node]:
 
 
 def _passes(node: ir.Node) -> bool:
-    return node.domain == "" and (node.op_type in LAYOUT or node.op_type == "MaxPool" or is_bound(node))
+    return is_layout(node) or is_bound(node) or (node.domain == "" and node.op_type == "MaxPool")
 
 
 def _is_dequantize(node: ir.Node) -> bool:

@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from fgq.container import constant
 from fgq.converters.own import (
-    LAYOUT,
     before_layout,
     goes_to_quantizer,
     is_bound,
+    is_layout,
     is_quantized,
 )
 from fgq.converters.rewriting import sole_consumer
@@ -187,7 +187,7 @@ def _joints(graph: ir.Graph, layers: Mapping[ir.Node, Choice], sources: set[ir.N
         return any(
             reader in layers
             or reader in joints
-            or ((reader.op_type in LAYOUT or is_bound(reader)) and to_integers(reader.outputs[0]))
+            or ((is_layout(reader) or is_bound(reader)) and to_integers(reader.outputs[0]))
             for reader in value.consumers()
             if reader.graph is graph
         )
