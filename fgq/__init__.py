@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from fgq.pipeline import Conversion, convert, convert_file
     from fgq.runtime import Session
     from fgq.scheme import ActivationScheme, Codes, WeightScheme
+
+# Importing onnxruntime starts its telemetry, which leaves a device id in the user's folder of caches: this is
+# read at that moment alone.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = [
     "ActivationScheme",
