@@ -12,7 +12,6 @@ Its tables are replaced (`fgq.eval.document`). MiniLM needs the extra ``text``, 
 from __future__ import annotations
 
 import platform
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +42,7 @@ from fgq.report import Report
 from fgq.runtime import Session
 from fgq.scheme import Codes
 from fgq.survey import inspect
+from fgq.temporary import temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -230,8 +230,8 @@ def main(
             raise DataError(f"table {name!r}: not known, wanted one of {', '.join(TABLES)}")
     check_places(out, wanted)
     found = {}
-    with tempfile.TemporaryDirectory(prefix="fgq-") as name, Console(stderr=True).status("") as status:
-        folder = Path(name) if keep is None else keep
+    with temporary_folder() as name, Console(stderr=True).status("") as status:
+        folder = name if keep is None else keep
         folder.mkdir(parents=True, exist_ok=True)
 
         def progress(stage: str, done: int, total: int | None) -> None:

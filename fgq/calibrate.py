@@ -6,10 +6,8 @@ The chain: run the float model in onnxruntime -> one histogram a tensor -> one q
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -20,6 +18,7 @@ from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, i
 from fgq.errors import DataError, ModelError, OutputError
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Quantizer
+from fgq.temporary import temporary_folder
 
 OBSERVED_BYTES = 1 << 27
 """Observed activations held at once, in bytes; onnxruntime holds about as much again while it runs."""
@@ -171,8 +170,8 @@ def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[ort.Inference
     """Open a session of the model with further outputs."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
-        path = Path(folder) / "observed.onnx"
+    with temporary_folder() as folder:
+        path = folder / "observed.onnx"
         try:
             ir.save(_with_outputs(model, computed), path, external_data="weights.bin")
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fgq import stopping
 from fgq.converters.compatibility import ADVISED
 from fgq.pipeline import Progress as Callback
 from fgq.printable import printable
@@ -70,7 +71,8 @@ def progress_bar(overall: str | None = None) -> Iterator[Callback]:
     """
     stage_column = TextColumn("{task.description}", markup=False)
     columns = (stage_column, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+    shown = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with stopping.at_stop(_restore_terminal), shown as bar:
         tasks: dict[str, Any] = {}
 
         def advance(stage: str, done: int, total: int | None) -> None:
@@ -82,6 +84,12 @@ def progress_bar(overall: str | None = None) -> Iterator[Callback]:
             bar.update(tasks[stage], completed=done, total=total)
 
         yield advance
+
+
+def _restore_terminal() -> None:
+    """Show the cursor again and clear the line, without the locks of what may be drawing it."""
+    if err.is_terminal:
+        stopping.say("\r\x1b[2K\x1b[?25h")
 
 
 def print_layers(layers: Sequence[LayerReport], *, converted: bool) -> None:

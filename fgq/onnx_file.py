@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from fgq import stopping
 from fgq.dialect import plain
 from fgq.errors import ModelError, OutputError
+from fgq.temporary import new_folder, temporary_folder
 
 _PROTOBUF_LIMIT = 1_900_000_000
 """Models of more bytes keep their tensors in a file beside them; protobuf ends at 2**31 bytes."""
@@ -132,25 +132,25 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
         file must not replace.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            raise OutputError(f"{path}: found a folder, wanted the name of a file to write")
-        if path.exists() and not path.is_file():
-            raise OutputError(f"{path}: found a device or pipe, wanted the name of a file to write")
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: found no folder {str(path.parent)!r}, wanted one that exists")
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        yield folder / path.name
-        # The model last: whoever sees it finds its external data in place.
-        for written in sorted(folder.iterdir(), key=lambda entry: entry.name == path.name):
-            written.replace(path.parent / written.name)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            if path.is_dir():
+                raise OutputError(f"{path}: found a folder, wanted the name of a file to write")
+            if path.exists() and not path.is_file():
+                raise OutputError(f"{path}: found a device or pipe, wanted the name of a file to write")
+            if not path.parent.is_dir():
+                raise OutputError(f"{path}: found no folder {str(path.parent)!r}, wanted one that exists")
+            folder = stack.enter_context(new_folder(path.parent, beside=path.name))
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        try:
+            yield folder / path.name
+            with stopping.held():
+                # The model last: whoever sees it finds its external data in place.
+                for written in sorted(folder.iterdir(), key=lambda entry: entry.name == path.name):
+                    written.replace(path.parent / written.name)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -166,8 +166,8 @@ def on_disk(model: ir.Model) -> Iterator[Path]:
     OutputError
         If the file cannot be written.
     """
-    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         try:
             save(model, path)
         except OSError as error:

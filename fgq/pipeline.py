@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -55,6 +54,7 @@ from fgq.report import HeldOutCheck, LayerReport, Report, SelfCheck
 from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Quantizer, WeightScheme
 from fgq.smooth import smooth
 from fgq.survey import describe, describe_quantizers, model_bytes
+from fgq.temporary import temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
 """Called with the name of a stage, the steps done and, where it is known, their number."""
@@ -140,8 +140,8 @@ def convert(
             "x86_without_vnni": scheme.weight_limit == WITHOUT_VNNI_LIMIT,
         }
     config = ConversionConfig(**options)
-    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         converted = _convert(model, path, config, calibration, progress, held_out=held_out, plan=plan)
     return Conversion(ir.to_proto(converted.model), converted.report)
 
@@ -291,13 +291,13 @@ def _search(
         )
     plans = tradeoffs.curve(job.config.budgets)
     held: dict[int, _Converted] = {}  # the last that held, no more: models may be large
-    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
+    with temporary_folder() as folder:
 
         def attempt(index: int) -> HeldOutCheck:
             def progress(stage: str, done: int, total: int | None) -> None:
                 report_progress(f"plan of {plans[index].takes[BITS]:.2f} bits: {stage}", done, total)
 
-            place = Path(folder) / str(index) / path.name
+            place = folder / str(index) / path.name
             place.parent.mkdir()
             converted = _finish(model.clone(), place, job, plans[index], progress)
             check = converted.report.held_out
@@ -308,7 +308,7 @@ def _search(
             return check
 
         found = search(plans, job.config.budgets, most, attempt)
-        for file in (Path(folder) / str(found)).iterdir():
+        for file in (folder / str(found)).iterdir():
             shutil.move(file, path.parent / file.name)
     return held[found]
 

@@ -6,12 +6,10 @@ as many threads as ours.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnx import TensorProto, helper
 from fgq.eval.bench import models
 from fgq.eval.bench.layers import DrawnLayer
 from fgq.eval.bench.shapes import Conv
+from fgq.temporary import temporary_folder
 
 FLOAT = "onnxruntime float"
 QLINEAR_CONV = "onnxruntime QLinearConv"
@@ -187,8 +186,8 @@ def blocked_conv(layer: DrawnLayer) -> onnx.ModelProto:
     ValueError
         If onnxruntime does not use the layout here.
     """
-    with tempfile.TemporaryDirectory(prefix="fgq-") as folder:
-        path = Path(folder) / "optimized.onnx"
+    with temporary_folder() as folder:
+        path = folder / "optimized.onnx"
         options = _options(1)
         options.optimized_model_filepath = str(path)
         plain = models.float_conv(layer)

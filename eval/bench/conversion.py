@@ -7,7 +7,6 @@ what such weights know is nothing, and takes as long to convert as what trained 
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -22,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fgq.config import ConversionConfig
 from fgq.kernels.threads import default_threads
 from fgq.pipeline import Progress, convert_file
+from fgq.temporary import temporary_folder
 
 CHANNELS, HIDDEN, HEADS, TOKENS = 768, 3072, 12, 64
 """Of BERT base, but for the tokens of a text (Devlin et al. 2018, arXiv 1810.04805, section 3)."""
@@ -78,13 +78,13 @@ def measure(layers: int, samples: int, config: ConversionConfig, progress: Progr
         began.setdefault(stage, time.perf_counter())
         progress(stage, done, total)
 
-    with tempfile.TemporaryDirectory(prefix="fgq-") as name:
-        path = Path(name) / "encoder.onnx"
+    with temporary_folder() as folder:
+        path = folder / "encoder.onnx"
         progress("make a model", 0, None)
         weights = _save_encoder(path, layers)
         tokens = np.random.default_rng(1).integers(0, VOCABULARY, (samples, TOKENS))
         start = time.perf_counter()
-        convert_file(path, Path(name) / "converted.onnx", config, {"tokens": tokens}, timed)
+        convert_file(path, folder / "converted.onnx", config, {"tokens": tokens}, timed)
         end = time.perf_counter()
     bounds = [*began.values(), end]
     return Measured(

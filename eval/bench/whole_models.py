@@ -23,6 +23,7 @@ from fgq.eval.bench.model_timing import Latency, measure_latencies
 from fgq.onnx_file import first_line
 from fgq.pipeline import Progress
 from fgq.survey import model_bytes
+from fgq.temporary import temporary_folder
 
 GROUP_SIZE = 64
 """N where none is asked for."""
@@ -152,8 +153,7 @@ def bench_models(plan: Sequence[Trial], progress: Progress, *, quick: bool = Fal
     timing: dict[str, Any] = {"sittings": 1, "retries": 1, "seconds": 0.2} if quick else {}
     result = Result(machine=machine([]))
     for trial in plan:
-        with tempfile.TemporaryDirectory(prefix="fgq-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             progress(f"{trial.model}: open", 0, None)
             try:
                 subject = open_subject(trial.model, trial.data, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from fgq.eval.characters import load as load_images
 from fgq.eval.pareto.points import FLOAT
 from fgq.eval.study.kept import keep, read_kept
 from fgq.pipeline import Progress
+from fgq.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from fgq.eval.pareto.job import Job
@@ -58,10 +58,10 @@ def measure(jobs: Sequence[Job], folder: Path, progress: Progress) -> Latencies:
     files = {job.point.network: job for job in reversed(jobs) if job.is_done}
     feed = {"image": load_images("test").images[:1]}
     functions: dict[str, Callable[[], object]] = {}
-    with tempfile.TemporaryDirectory(prefix="fgq-") as scratch:
+    with temporary_folder() as scratch:
         for done, (name, job) in enumerate(files.items()):
             progress("load", done, len(files))
-            fixed = Path(scratch) / f"{name}.onnx"
+            fixed = scratch / f"{name}.onnx"
             fix_shapes(job.model, feed, fixed)
             is_float = job.point.precision == FLOAT
             engine = Engine(

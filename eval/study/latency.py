@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from fgq.eval.bench.model_timing import measure_latencies
 from fgq.eval.datasets import open_dataset
 from fgq.eval.study.kept import digest, keep, read_kept
 from fgq.pipeline import Progress
+from fgq.temporary import temporary_folder
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -75,10 +75,10 @@ def kept_times(
     names = {FLOAT: model} | dict(converted)
     functions: dict[str, Callable[[], object]] = {}
     places: dict[str, tuple[str, str]] = {}
-    with tempfile.TemporaryDirectory(prefix="fgq-") as scratch:
+    with temporary_folder() as scratch:
         for done, (name, file) in enumerate(names.items()):
             progress("load", done, len(names))
-            fixed = Path(scratch) / f"{name}.onnx"
+            fixed = scratch / f"{name}.onnx"
             fix_shapes(file, feed, fixed)
             for engine in ENGINES if name != FLOAT else [ONNXRUNTIME]:
                 runtime, options = ENGINES[engine]

@@ -18,6 +18,9 @@ from fgq.errors import ConfigError, DataError, OutputError, WeightError
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.scheme import WeightScheme
 
+_KEY = "conversion.txt"
+"""The file of the conversion's fingerprint."""
+
 
 class Finished(NamedTuple):
     """What became of a layer.
@@ -58,9 +61,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path, key: str, *, resume: bool) -> None:
         self.folder = folder
-        self._key = folder / "conversion.txt"
+        self._key = folder / _KEY
         self._text = f"{key}\n"
-        if folder.exists() and not self._key.exists():
+        if folder.exists() and not self._key.exists() and not _is_begun(folder):
             raise OutputError(
                 f"{folder}: found a folder of other files where unfinished layers go; move it away"
             )
@@ -126,7 +129,9 @@ class Checkpoint:
         try:
             if not self._key.exists():
                 self.folder.mkdir(exist_ok=True)
-                self._key.write_text(self._text, encoding="utf-8")
+                written = self._key.with_suffix(".new")
+                written.write_text(self._text, encoding="utf-8")
+                written.replace(self._key)
             npz.write_arrays(path.with_suffix(".new"), arrays)
             path.with_suffix(".new").replace(path)
         except OSError as error:
@@ -139,6 +144,29 @@ class Checkpoint:
     def _path(self, layer: Layer) -> Path:
         # a layer's name may be longer than a file's, or hold what no file's may
         return self.folder / f"{hashlib.sha256(layer.name.encode()).hexdigest()[:32]}.npz"
+
+
+def tidied(folder: Path) -> int:
+    """Return how many finished layers a folder keeps, and remove what a conversion has left half done.
+
+    Parameters
+    ----------
+    folder : Path
+        Of a checkpoint; it may be missing, and is removed where it keeps no layer.
+    """
+    if not ((folder / _KEY).exists() or _is_begun(folder)):
+        return 0
+    for half in folder.glob("*.new"):
+        half.unlink()
+    finished = len(list(folder.glob("*.npz")))
+    if not finished:
+        shutil.rmtree(folder, ignore_errors=True)
+    return finished
+
+
+def _is_begun(folder: Path) -> bool:
+    """Tell whether a folder holds nothing but files that were being written."""
+    return folder.is_dir() and all(entry.suffix == ".new" for entry in folder.iterdir())
 
 
 def fingerprint(model: ir.Model, options: object, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> str:
