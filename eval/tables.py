@@ -230,8 +230,8 @@ def main(
             raise DataError(f"table {name!r}: not known, wanted one of {', '.join(TABLES)}")
     check_places(out, wanted)
     found = {}
-    with temporary_folder() as name, Console(stderr=True).status("") as status:
-        folder = name if keep is None else keep
+    with temporary_folder() as scratch, Console(stderr=True).status("") as status:
+        folder = scratch if keep is None else keep
         folder.mkdir(parents=True, exist_ok=True)
 
         def progress(stage: str, done: int, total: int | None) -> None:

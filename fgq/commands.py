@@ -551,6 +551,15 @@ def execute() -> int:
         sys.stdout.flush()
     except FgqError as error:
         return _refuse(str(error))
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        return 1
+    except OSError as error:  # the machine's, of what no module foresees: standard output, above all
+        where = "standard output: cannot be written" if error.filename is None else error.filename
+        return _refuse(f"{where} ({error.strerror or error})")
+    except MemoryError as error:
+        return _refuse(
+            f"memory: found too little ({str(error) or 'none left'}), wanted more for this command"
+        )
     return code if isinstance(code, int) else 0
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,10 +16,8 @@ from pathlib import Path
 from fgq import stopping
 from fgq.errors import OutputError
 
-try:
+if sys.platform != "win32":  # where what a killed process leaves stays
     import fcntl
-except ImportError:  # Windows, where what a killed process leaves stays
-    fcntl = None  # type: ignore[assignment]
 
 _NAME = re.compile(r"(\..+\.)?fgq-[0-9a-f]{16}")
 """What these folders are called, and nothing else is."""
@@ -80,7 +79,7 @@ def new_folder(place: Path, beside: str = "") -> Iterator[Path]:
 
 def _locked(folder: Path) -> int | None:
     """Lock a new folder; return what holds the lock, -1 where there are none, None if the folder is gone."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return -1
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -96,7 +95,7 @@ def _locked(folder: Path) -> int | None:
 
 def _remove_abandoned(place: Path) -> None:
     """Remove folders that were made here by processes which are gone, as their locks are with them."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:

@@ -54,7 +54,7 @@ class Place:
 
 
 def prepare(folder: Path) -> Place:
-    """Write a model and data, and convert it undisturbed: once to compile, once to see how long that takes."""
+    """Write a model and data; convert it undisturbed, once to compile, once to see how long that takes."""
     rng = np.random.default_rng(0)
     model = onnx.parser.parse_model(TEXT)
     for name, shape in {"u": (24, 32), "v": (32, 32), "w": (32, 32), "z": (32, 8)}.items():
