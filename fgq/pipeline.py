@@ -340,7 +340,7 @@ def _finish(
     float_model = model.clone()
     insert_quantizers(model, quantizers)
     dynamic = quantize_inputs(model, choices)
-    refined, checkpoint = Refined({}, []), None
+    refined, checkpoint = Refined({}, [], {}), None
     if kept is not None and _needs_data(recipe, tasks):
         reductions = [task for task in tasks if is_reduction(task.layer)]
         if make_checkpoint is not None:
@@ -363,7 +363,10 @@ def _finish(
         weight = refined.weights.get(task.layer.node) or _nearest(task)
         layers.append(QuantizedLayer(task.layer, weight, task.input_scale))
     weights = {layer.layer.node: layer.weight for layer in layers}
-    described = tuple(describe(entry, weights.get(_node(entry)), config.form) for entry in chosen)
+    described = tuple(
+        describe(entry, weights.get(_node(entry)), config.form, refined.checks.get(_node(entry)))
+        for entry in chosen
+    )
     activations = describe_quantizers(quantizers, histograms)
 
     report_progress("write", 0, None)

@@ -5,12 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from fgq.kernels.packing import per_byte
 from fgq.qtensor import QuantizedTensor
 from fgq.scheme import Codes, WeightScheme
 from fgq.stats import Estimate
+
+
+class LayerCheck(NamedTuple):
+    """How near a layer's output is to the float network's, on all calibration data.
+
+    Parameters
+    ----------
+    error : float
+        The squared distance over the squared float output, with what is written.
+    nearest_error : float
+        The same with what the recipe ``fgq`` would have written, on the same inputs.
+    reverted : int
+        Output channels that are as ``fgq`` has them, since that is nearer.
+    """
+
+    error: float
+    nearest_error: float
+    reverted: int
+
+    @classmethod
+    def from_array(cls, values: NDArray[Any]) -> LayerCheck:
+        """Return the check of three numbers, as an array of its fields holds them."""
+        error, nearest_error, reverted = map(float, values)
+        return cls(error, nearest_error, int(reverted))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +67,14 @@ class LayerReport:
         The share of them that additions replace.
     lost_groups : int
         Groups with a nonzero weight whose scale was rounded to 0.
+    output_error : float or None
+        The squared distance of its output from the float network's, over that one's square, on all
+        calibration data: with the weights and the bias that are written, on what the layer then reads.
+        None where data have not chosen its weights.
+    nearest_output_error : float or None
+        The same with what the recipe ``fgq`` would have written; never less.
+    reverted_outputs : int
+        Its output channels that are as the recipe ``fgq`` has them, as that is nearer.
     """
 
     name: str
@@ -55,6 +89,9 @@ class LayerReport:
     signal_to_noise_db: float | None = None
     multiplications_removed: float = 0.0
     lost_groups: int = 0
+    output_error: float | None = None
+    nearest_output_error: float | None = None
+    reverted_outputs: int = 0
 
     @property
     def weights(self) -> int:

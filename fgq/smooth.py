@@ -138,7 +138,7 @@ def _best(reading: Reading, sample: _Sample, choices: Sequence[Choice]) -> tuple
     tried = [(alpha, _scales(sample.largest, heaviest, alpha)) for alpha in EXPONENTS]
     errors = [error(scales) for _, scales in tried]
     best = int(np.argmin(errors))
-    if not errors[best] <= (1 - LEAST_GAIN) * plain:
+    if not 0 <= errors[best] <= (1 - LEAST_GAIN) * plain or not plain:
         return None
     alpha, scales = tried[best]
     return scales, 1 - errors[best] / plain, alpha

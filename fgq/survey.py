@@ -22,7 +22,15 @@ from fgq.dynamic import read_dynamic_product
 from fgq.mmse import StreamingHistogram, expected_error
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import lost_groups, signal_to_noise_db
-from fgq.report import LayerReport, QuantizerReport, Report, bits_per_weight, multiplications, removed_share
+from fgq.report import (
+    LayerCheck,
+    LayerReport,
+    QuantizerReport,
+    Report,
+    bits_per_weight,
+    multiplications,
+    removed_share,
+)
 from fgq.runtime.layers import activation_bits, read_layer_weight
 from fgq.scheme import ActivationScheme, Quantizer
 
@@ -75,7 +83,9 @@ def survey(source: Source, config: ConversionConfig) -> Report:
     )
 
 
-def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Form) -> LayerReport:
+def describe(
+    entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Form, check: LayerCheck | None = None
+) -> LayerReport:
     """Report one layer.
 
     Parameters
@@ -85,6 +95,8 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
         Its quantized weight; None where it is float, or not quantized yet.
     form : Form
         How the weights are written.
+    check : LayerCheck, optional
+        How near its output is to the float network's.
     """
     if isinstance(entry, FloatNode):
         return _float_layer(entry.node, entry.reason, entry.layer)
@@ -96,6 +108,12 @@ def describe(entry: Choice | FloatNode, tensor: QuantizedTensor | None, form: Fo
             "multiplications_removed": removed_share(tensor),
             "lost_groups": lost_groups(weight, tensor),
             "bits_per_weight": bits_per_weight(tensor, packed=form is not Form.INT8),
+        }
+    if check is not None:
+        quantized |= {
+            "output_error": check.error,
+            "nearest_output_error": check.nearest_error,
+            "reverted_outputs": check.reverted,
         }
     return LayerReport(
         name=layer.name,

@@ -26,7 +26,8 @@ from fgq.reconstruct.module import Block, Place, Trained, vectors
 from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, relative_error, train
 from fgq.reconstruct.weights import TrainedVector, TrainedWeight
 from fgq.refine.moments import Single
-from fgq.refine.network import HELD_OUT_EVERY, Refined, Task
+from fgq.refine.network import Refined, Task
+from fgq.refine.observation import HELD_OUT_EVERY
 from fgq.refine.pieces import Piece, Prefix, Replacement, Shelf
 
 
@@ -64,7 +65,7 @@ def reconstruct_network(
     names = {task.layer.name for task in tasks}
     layers = [layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in names]
     blocks, warnings = find_blocks(float_model.graph, layers)
-    found = Refined(dict(refined.weights), [*refined.warnings, *warnings])
+    found = Refined(dict(refined.weights), [*refined.warnings, *warnings], dict(refined.checks))
     if len(feeds) < 2:
         found.warnings.append(
             "reconstruction: found one batch of data, wanted two at least; nothing was trained"

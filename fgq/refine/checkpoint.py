@@ -16,6 +16,7 @@ from fgq import npz
 from fgq.converters.layers import Layer
 from fgq.errors import ConfigError, DataError, OutputError, WeightError
 from fgq.qtensor import Plane, QuantizedTensor
+from fgq.report import LayerCheck
 from fgq.scheme import WeightScheme
 
 _KEY = "conversion.txt"
@@ -32,11 +33,14 @@ class Finished(NamedTuple):
         Its corrected bias; None where it has no place for one, or keeps its own.
     warnings : tuple of str
         What the data were too few for.
+    check : LayerCheck or None
+        How near its output is to the float network's; None where the recipe ``fgq`` made it.
     """
 
     weight: QuantizedTensor
     bias: NDArray[np.float32] | None
     warnings: tuple[str, ...]
+    check: LayerCheck | None
 
 
 class Checkpoint:
@@ -101,14 +105,15 @@ class Checkpoint:
                 scheme=scheme,
             )
             warnings = tuple(map(str, arrays["warnings"]))
+            check = LayerCheck.from_array(arrays["check"]) if "check" in arrays else None
             weight.validate()
             if weight.shape != layer.shape:
                 raise WeightError(f"found the shape {list(weight.shape)}, wanted {list(layer.shape)}")
-        except (KeyError, WeightError) as error:
+        except (KeyError, TypeError, ValueError, WeightError) as error:
             raise DataError(
                 f"{path}: found no weight of {layer.name} ({error}); convert without --resume to begin anew"
             ) from None
-        return Finished(weight, arrays.get("bias"), warnings)
+        return Finished(weight, arrays.get("bias"), warnings, check)
 
     def write(self, layer: Layer, finished: Finished) -> None:
         """Keep what became of a layer; a kill meanwhile leaves no half of it.
@@ -118,13 +123,15 @@ class Checkpoint:
         OutputError
             If the folder cannot be written to.
         """
-        weight, bias, warnings = finished
+        weight, bias, warnings, check = finished
         arrays: dict[str, NDArray[Any]] = {"group": weight.group, "row_scale": weight.row_scale}
         arrays["warnings"] = np.array(warnings, np.str_)
         for index, plane in enumerate(weight.planes):
             arrays |= {f"codes{index}": plane.codes, f"alpha{index}": plane.alpha}
         if bias is not None:
             arrays["bias"] = bias
+        if check is not None:
+            arrays["check"] = np.array(check, np.float64)
         path = self._path(layer)
         try:
             if not self._key.exists():

@@ -9,35 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fgq.config import Recipe, Step
-from fgq.container import constant
 from fgq.converters.biases import Bias, find_bias
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import sole_consumer
 from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
-from fgq.quantize import as_rows, assemble, largest_bias
+from fgq.quantize import as_rows, assemble, largest_bias, quantize_bias
 from fgq.refine import recipes
 from fgq.refine.checkpoint import Checkpoint, Finished
-from fgq.refine.moments import Collector, Float, Moments, Single
-from fgq.refine.pieces import Piece, Prefix, Replacement
+from fgq.refine.guard import Distance, distance
+from fgq.refine.moments import Float, Moments, Single
+from fgq.refine.observation import LEAST_PARTS, Observed, observe_layer
+from fgq.refine.pieces import Prefix, Replacement
 from fgq.refine.problem import solve
-from fgq.refine.reductions import conv_groups, input_rows, output_rows
+from fgq.refine.reductions import conv_groups
 from fgq.refine.rows import Grouping, Rows, nearest
+from fgq.report import LayerCheck
 from fgq.scheme import WeightScheme
-
-POSITIONS_PER_INPUT = 32
-LEAST_POSITIONS = 1 << 15
-"""Of a convolution so many positions are looked at, drawn from all batches: neighbours are much alike."""
-
-HELD_OUT_EVERY = 5
-"""Every fifth batch is held out: it judges what the others propose. Of fewer it is the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,10 +66,13 @@ class Refined(NamedTuple):
         The weight of each layer.
     warnings : list of str
         For whom the data were too few.
+    checks : dict of onnx_ir.Node to LayerCheck
+        How near layers are to the float network, beside the recipe ``fgq``; none of what that recipe made.
     """
 
     weights: dict[ir.Node, QuantizedTensor]
     warnings: list[str]
+    checks: dict[ir.Node, LayerCheck]
 
 
 def refine_network(
@@ -113,7 +112,7 @@ def refine_network(
     float_nodes = {node.name: node for node in float_model.graph}
     replaced: dict[ir.Node, Replacement] = {}
     quantized, exact = Prefix(model, feeds, replaced), Prefix(float_model, feeds, {})
-    found = Refined({}, [])
+    found = Refined({}, [], {})
     for _, stage in groupby(tasks, key=lambda task: task.layer.activation):
         members = list(stage)
         # Past finished layers too, in the same pieces: onnxruntime rounds otherwise in others.
@@ -124,8 +123,10 @@ def refine_network(
             layer = task.layer
             finished = None if checkpoint is None else checkpoint.read(layer, task.scheme)
             if finished is None:
-                observed = _observe(layer, float_model, float_nodes[layer.name], quantized, exact, without)
-                finished = _refine(task, observed, recipe, without)
+                float_node = float_nodes[layer.name]
+                observed = observe_layer(layer, float_model, float_node, quantized, exact, without)
+                measure = partial(distance, model, layer, quantized, exact, observed)
+                finished = _refine(task, observed, recipe, without, measure)
                 if checkpoint is not None:
                     checkpoint.write(layer, finished)
             bias = find_bias(layer)
@@ -133,54 +134,13 @@ def refine_network(
                 bias.write(model.graph, finished.bias)
             found.warnings.extend(finished.warnings)
             found.weights[layer.node] = finished.weight
+            if finished.check is not None:
+                found.checks[layer.node] = finished.check
             replaced[layer.node] = Replacement(layer.weight_index, finished.weight.dequantize())
     return found
 
 
-class _Observed(NamedTuple):
-    """What was seen of a layer."""
-
-    train: Moments
-    held_out: Moments
-
-
-def _observe(
-    layer: Layer,
-    float_model: ir.Model,
-    float_node: ir.Node,
-    quantized: Prefix,
-    exact: Prefix,
-    without: Collection[Step],
-) -> _Observed:
-    """Collect the moments of what the layer reads now and of what it should give."""
-    name = str(float_node.outputs[0].name)
-    run = Piece(float_model, [float_node], [name])
-    residual = None if Step.RESIDUAL in without else _residual(layer, quantized, exact)
-    weights = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis)
-    C = conv_groups(layer)
-    train, held_out = (Collector(C, weights.shape[0] // C, weights[0].size) for _ in range(2))
-    rng = np.random.default_rng(0)
-    limit = max(LEAST_POSITIONS, POSITIONS_PER_INPUT * weights[0].size) // len(exact.batches) + 1
-    for index, (wanted, given) in enumerate(zip(exact.batches, quantized.batches, strict=True)):
-        y = run(wanted)[name]
-        if residual is not None and wanted[residual[1]].shape == y.shape:
-            y = y + (wanted[residual[1]] - given[residual[0]])
-        count = y.size // weights.shape[0]
-        picked = None
-        if layer.op_type == "Conv" and count > limit:
-            picked = np.sort(rng.choice(count, limit, replace=False))
-        x = input_rows(layer, given[str(layer.activation.name)], picked)
-        rows = output_rows(layer, y, picked)
-        if len(exact.batches) == 1:  # every other position judges
-            train.add(x[:, ::2], rows[:, ::2])
-            held_out.add(x[:, 1::2], rows[:, 1::2])
-            continue
-        every = min(HELD_OUT_EVERY, len(exact.batches))
-        (held_out if index % every == every - 1 else train).add(x, rows)
-    return _Observed(train.moments(), held_out.moments())
-
-
-def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:
+def _complaints(layer: Layer, observed: Observed) -> Iterator[str]:
     K = observed.train.gram.shape[1]
     if observed.train.positions < K:
         yield (
@@ -190,118 +150,176 @@ def _complaints(layer: Layer, observed: _Observed) -> Iterator[str]:
     dead = int(np.count_nonzero(np.diagonal(observed.train.gram, axis1=1, axis2=2) == 0))
     if dead:
         yield f"{layer.name}: {dead} of its inputs were always zero; their weights were not calibrated"
+    elif observed.train.is_constant:
+        yield f"{layer.name}: its inputs were always the same; its weights were not calibrated"
 
 
-def _refine(task: Task, observed: _Observed, recipe: Recipe, without: Collection[Step]) -> Finished:
-    """Return a layer's weight and corrected bias."""
-    layer = task.layer
-    warnings = tuple(_complaints(layer, observed))
-    bias = None if Step.BIAS in without else find_bias(layer)
-    if recipe is Recipe.FGQ and layer.op_type != "Conv":  # statistics are those of batch normalization
-        bias = None
-    if not observed.held_out.positions:  # one position says nothing of others
-        recipe, bias = Recipe.FGQ, None
-    judged = observed if bias is None else _Observed(*(moments.centred() for moments in observed))
-    weight = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis).astype(np.float64)
-    M, E, L = weight.shape
-    C = conv_groups(layer)
-    grouping = Grouping.of(task.scheme, E, L)
-    matrices = weight.reshape(C, M // C, E * L)
-    least = [None] * C if task.least is None else np.split(task.least, C)
-    parts = _quantize_rows(
-        matrices, judged, grouping, task.scheme, least, recipe, without, statistics=bias is not None
-    )
-    rows = Rows(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-    tensor = assemble(
-        rows.codes,
-        np.ones(1, np.uint8) if task.scheme.alpha_limit == 1 else rows.alpha,
-        rows.row_scale[0] if grouping.shared else rows.row_scale,
-        task.scheme,
-        shape=layer.shape,
-        group_axis=layer.group_axis,
-        channel_axis=layer.channel_axis,
-    )
-    corrected = None
-    if bias is not None:
-        weights = rows.weights(grouping).reshape(matrices.shape)
-        corrected = _corrected_bias(task, bias, observed, weights, rows.row_scale)
-    return Finished(tensor, corrected, warnings)
-
-
-def _quantize_rows(
-    matrices: Float,
-    observed: _Observed,
-    grouping: Grouping,
-    scheme: WeightScheme,
-    least: Sequence[Float | None],
-    recipe: Recipe,
-    without: Collection[Step],
-    *,
-    statistics: bool,
-) -> Iterator[Rows]:
-    """Yield the rows of each reduction of a layer."""
-    if recipe is Recipe.FGQ:
-        for c, (weights, bound) in enumerate(zip(matrices, least, strict=True)):
-            rows = nearest(weights, scheme, grouping, bound)
-            yield recipes.matched(rows, observed.train.of(c), grouping, bound) if statistics else rows
-        return
-    propose = {Recipe.CALIBRATED: recipes.calibrated, Recipe.OMSE: recipes.rescaled}[recipe]
-    problems = solve(matrices, observed.train, observed.held_out, keep_weights=Step.TARGET in without)
-    for c, (weights, problem, bound) in enumerate(zip(matrices, problems, least, strict=True)):
-        rows = nearest(weights, scheme, grouping, bound)
-        proposals = propose(problem, grouping, scheme, bound, without)
-        yield recipes.best_of(rows, proposals, observed.held_out.of(c), grouping)
-
-
-def _corrected_bias(task: Task, bias: Bias, observed: _Observed, weights: Float, row_scale: Float) -> Single:
-    """Return a bias that makes each output's mean what it should be, where held-out data agree."""
-    layer = task.layer
-    train, held_out = (moments.mean_error(weights).reshape(-1) for moments in observed)
-    share = observed.train.positions / (observed.train.positions + observed.held_out.positions)
-    every = share * train + (1 - share) * held_out
-    # The outputs of a Conv or Gemm hold its bias, those of a MatMul do not.
-    own = bias.node is layer.node
-    before = bias.values if own else np.zeros_like(bias.values)
-    better = np.abs(held_out - train) <= np.abs(held_out - before)
-    values = np.where(better, every if own else bias.values + every, bias.values)
-    if own and task.input_scale is not None:
-        bound = largest_bias(task.input_scale, row_scale, layer.products)
-        values = np.clip(values, -bound, bound)
-    corrected: Single = values.astype(np.float32)
-    return corrected
-
-
-def _residual(layer: Layer, quantized: Prefix, exact: Prefix) -> tuple[str, str] | None:
-    """Return what the layer's result is added to, as the quantized and the float network call it.
-
-    What the sum has lost so far, the layer can make up for. None where the result is not added to a value
-    that both networks have at hand.
-    """
-    value = layer.output
-    while (node := sole_consumer(value)) is not None and node.domain == "":
-        if node.op_type == "Add":
-            other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-            if other is None or other is value:
-                return None
-            if constant(other) is None:
-                names = str(other.name), str(_behind_quantizers(other).name)
-                at_hand = names[0] in quantized.batches[0] and names[1] in exact.batches[0]
-                return names if at_hand else None
-        elif node.op_type not in ("QuantizeLinear", "DequantizeLinear", "Identity"):
-            return None
-        value = node.outputs[0]
+def _obstacle(observed: Observed) -> str | None:
+    """Return what keeps data from choosing weights, if anything does."""
+    if not observed.is_finite:
+        return "its inputs or outputs are too large for sums of their squares"
+    if not observed.train.positions:
+        return "no values reached it"
+    if not observed.held_out.positions:
+        return "one position says nothing of others"
     return None
 
 
-def _behind_quantizers(value: ir.Value) -> ir.Value:
-    while (node := value.producer()) is not None and node.op_type in (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "Clip",
-    ):
-        source = node.inputs[0]
-        assert source is not None
-        if node.op_type == "Clip" and source.dtype != ir.DataType.UINT8:
-            break
-        value = source
-    return value
+def _refine(
+    task: Task,
+    observed: Observed,
+    recipe: Recipe,
+    without: Collection[Step],
+    measure: Callable[[QuantizedTensor, Float], Distance],
+) -> Finished:
+    """Return a layer's weight and corrected bias, no output of which is farther than by the recipe fgq."""
+    layer = task.layer
+    warnings = list(_complaints(layer, observed))
+    obstacle = _obstacle(observed)
+    if obstacle is not None:
+        if recipe is not Recipe.FGQ:
+            warnings.append(f"{layer.name}: its weights stay the nearest: {obstacle}")
+        without = {*without, Step.BIAS}
+        recipe = Recipe.FGQ
+    fitting = _Fitting(task, observed, without)
+    plain = fitting.fit(Recipe.FGQ)
+    if recipe is Recipe.FGQ:
+        return Finished(fitting.tensor(plain.rows), plain.bias, tuple(warnings), None)
+    chosen = fitting.fit(recipe)
+    found, other = (measure(fitting.tensor(fit.rows), fitting.shift(fit)) for fit in (chosen, plain))
+    farther = found.is_farther(other, together=fitting.grouping.shared)
+    kept = fitting.mixed(chosen, farther, plain)
+    if farther.any():
+        warnings.append(
+            f"{layer.name}: {np.count_nonzero(farther)} of its {len(farther)} outputs are as the recipe fgq "
+            "has them: on all calibration data that is nearer to the float network's"
+        )
+    power = float(found.power.sum()) or 1.0
+    check = LayerCheck(
+        error=float(np.where(farther, other.own, found.own).sum()) / power,
+        nearest_error=float(other.own.sum()) / power,
+        reverted=int(np.count_nonzero(farther)),
+    )
+    return Finished(fitting.tensor(kept.rows), kept.bias, tuple(warnings), check)
+
+
+class _Fit(NamedTuple):
+    """Rows of a layer, and its corrected bias; None where it keeps its own."""
+
+    rows: Rows
+    bias: Single | None
+
+
+class _Fitting:
+    """Quantizes one layer by several recipes.
+
+    Parameters
+    ----------
+    task : Task
+    observed : Observed
+    without : collection of Step
+    """
+
+    def __init__(self, task: Task, observed: Observed, without: Collection[Step]) -> None:
+        self._task, self._observed, self._without = task, observed, without
+        layer = task.layer
+        weight = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis).astype(np.float64)
+        M, E, L = weight.shape
+        C = conv_groups(layer)
+        self.grouping = Grouping.of(task.scheme, E, L)
+        self._matrices = weight.reshape(C, M // C, E * L)
+        self._least = [None] * C if task.least is None else np.split(task.least, C)
+        self._nearest = [
+            nearest(weights, task.scheme, self.grouping, bound)
+            for weights, bound in zip(self._matrices, self._least, strict=True)
+        ]
+        self._place = find_bias(layer)
+        few = len(observed.parts.positions) < LEAST_PARTS
+        if few and self._place is not None and self._place.node is not layer.node:
+            self._place = None  # the Add behind a MatMul
+
+    def fit(self, recipe: Recipe) -> _Fit:
+        """Return the layer as a recipe has it."""
+        bias = None if Step.BIAS in self._without else self._place
+        if recipe is Recipe.FGQ and self._task.layer.op_type != "Conv":
+            bias = None  # its statistics are those of batch normalization
+        train, held_out = self._observed.train, self._observed.held_out
+        if bias is not None:  # errors on held-out data are those with the bias that the others want
+            train, held_out = train.centred(self._matrices), held_out.centred(self._matrices, at=train)
+        if recipe is Recipe.FGQ:
+            parts = self._matched(train) if bias is not None else self._nearest
+        else:
+            parts = list(self._calibrated(recipe, train, held_out))
+        rows = Rows(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+        return _Fit(rows, None if bias is None else self._corrected(bias, rows))
+
+    def _matched(self, train: Moments) -> list[Rows]:
+        return [
+            recipes.matched(rows, train.of(c), self.grouping, bound)
+            for c, (rows, bound) in enumerate(zip(self._nearest, self._least, strict=True))
+        ]
+
+    def _calibrated(self, recipe: Recipe, train: Moments, held_out: Moments) -> Iterator[Rows]:
+        propose = {Recipe.CALIBRATED: recipes.calibrated, Recipe.OMSE: recipes.rescaled}[recipe]
+        scheme, without = self._task.scheme, self._without
+        problems = solve(self._matrices, train, held_out, keep_weights=Step.TARGET in without)
+        for c, (rows, problem, bound) in enumerate(zip(self._nearest, problems, self._least, strict=True)):
+            proposals = propose(problem, self.grouping, scheme, bound, without)
+            yield recipes.best_of(rows, proposals, held_out.of(c), self.grouping)
+
+    def _corrected(self, bias: Bias, rows: Rows) -> Single:
+        """Return a bias that makes each output's mean what it should be, where held-out data agree."""
+        weights = rows.weights(self.grouping).reshape(self._matrices.shape)
+        parts = self._observed.train, self._observed.held_out
+        train, held_out = (moments.mean_error(weights).reshape(-1) for moments in parts)
+        share = parts[0].positions / (parts[0].positions + parts[1].positions)
+        every = share * train + (1 - share) * held_out
+        # The outputs of a Conv or Gemm hold its bias, those of a MatMul do not.
+        own = bias.node is self._task.layer.node
+        before = bias.values if own else np.zeros_like(bias.values)
+        better = np.abs(held_out - train) <= np.abs(held_out - before)
+        change = every - before
+        # Less what chance may have made of it (James & Stein 1961), as few samples' means are uncertain.
+        chance = self._observed.parts.mean_variance(weights).reshape(-1)
+        certain = np.divide(
+            change**2 - chance, change**2, out=np.zeros_like(change), where=change**2 > chance
+        )
+        values = bias.values + np.where(better, certain * change, 0.0)
+        if own and self._task.input_scale is not None:
+            bound = largest_bias(self._task.input_scale, rows.row_scale, self._task.layer.products)
+            values = np.clip(values, -bound, bound)
+        corrected: Single = values.astype(np.float32)
+        return corrected
+
+    def shift(self, fit: _Fit) -> Float:
+        """Return what the bias that is written adds to the one before."""
+        place, scale = self._place, self._task.input_scale
+        if place is None:
+            return np.zeros(len(fit.rows.row_scale))
+        values = (place.values if fit.bias is None else fit.bias).astype(np.float64)
+        if place.node is self._task.layer.node and scale is not None:
+            row_scale = fit.rows.row_scale.astype(np.float32)
+            step = (np.float32(scale) * row_scale).astype(np.float64)
+            values = quantize_bias(values, scale, row_scale) * step
+        return values - place.values
+
+    def tensor(self, rows: Rows) -> QuantizedTensor:
+        """Return rows as the layer's weight."""
+        layer, scheme = self._task.layer, self._task.scheme
+        return assemble(
+            rows.codes,
+            np.ones(1, np.uint8) if scheme.alpha_limit == 1 else rows.alpha,
+            rows.row_scale[0] if self.grouping.shared else rows.row_scale,
+            scheme,
+            shape=layer.shape,
+            group_axis=layer.group_axis,
+            channel_axis=layer.channel_axis,
+        )
+
+    def mixed(self, chosen: _Fit, farther: NDArray[np.bool_], plain: _Fit) -> _Fit:
+        """Return a fit with some of its rows, and their biases, as another has them."""
+        rows = chosen.rows.where(farther, plain.rows)
+        if self._place is None or (chosen.bias is None and plain.bias is None):
+            return _Fit(rows, None)
+        first, second = (self._place.values if fit.bias is None else fit.bias for fit in (chosen, plain))
+        return _Fit(rows, np.where(farther, second, first))

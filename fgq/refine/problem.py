@@ -55,6 +55,8 @@ def solve(weights: Float, train: Moments, held_out: Moments, *, keep_weights: bo
     list of Problem
         One for each of the C reductions. The weights of an input that was always zero stay as they are;
         inputs that were always equal, or more inputs than positions, are told apart by the damping alone.
+        Where held-out data like W itself better than every T, it is the target. H is in units of a power of
+        two, for which no solution cares.
     """
     best, least = None, np.inf
     for damping in DAMPINGS:
@@ -63,9 +65,18 @@ def solve(weights: Float, train: Moments, held_out: Moments, *, keep_weights: bo
         if best is None or error < least:
             best, least = (hessian, target), error
     assert best is not None
-    if keep_weights:
-        best = best[0], weights
-    return [Problem(hessian=hessian, target=target) for hessian, target in zip(*best, strict=True)]
+    hessians, targets = best
+    if keep_weights or float(held_out.error(weights).sum()) < least:
+        targets = weights
+    return [
+        Problem(hessian=hessian / _unit(hessian), target=target)
+        for hessian, target in zip(hessians, targets, strict=True)
+    ]
+
+
+def _unit(hessian: Float) -> float:
+    """Return a power of two near the mean of a matrix's diagonal, for searches that work in float32."""
+    return float(np.exp2(np.rint(np.log2(np.trace(hessian) / len(hessian)))))
 
 
 def _damped(weights: Float, moments: Moments, damping: float) -> tuple[Float, Float]:

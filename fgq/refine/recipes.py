@@ -26,6 +26,10 @@ SWEEPS = 3
 HEADROOM = 1.1
 """Row scales are widened by this factor before feedback, since it makes some groups larger."""
 
+PRIOR_POSITIONS = 16
+"""So many positions weigh as much as what is believed before: of a row's error, what all rows together show;
+of its variance, that it is right."""
+
 Proposals = Callable[[Problem, Grouping, WeightScheme, Float | None, Collection[Step]], Iterator[Rows]]
 """Proposes rows: takes the problem, the groups, the scheme, lower bounds on the row scales, and the steps to
 leave out."""
@@ -92,9 +96,20 @@ def best_of(first: Rows, proposals: Iterable[Rows], held_out: Moments, grouping:
     grouping : Grouping
     """
     best, least = first, held_out.error(first.weights(grouping)[None])[0]
+    unit = np.where(least > 0, least, least.mean() if least.any() else 1.0)
+
+    def judged(error: Float) -> Float:
+        """Return errors in units of the first ones, drawn to their mean where few positions tell of them."""
+        ratio = error / unit
+        drawn: Float = held_out.positions * ratio + PRIOR_POSITIONS * ratio.mean()
+        return drawn / (held_out.positions + PRIOR_POSITIONS)
+
     for rows in proposals:
         error = held_out.error(rows.weights(grouping)[None])[0]
-        better = np.broadcast_to(error.sum() < least.sum(), error.shape) if grouping.shared else error < least
+        if grouping.shared:
+            better = np.broadcast_to(error.sum() < least.sum(), error.shape)
+        else:
+            better = judged(error) < judged(least)
         best = best.where(better, rows)
         least = np.where(better, error, least)
     return best
@@ -104,7 +119,8 @@ def matched(rows: Rows, moments: Moments, grouping: Grouping, least: Float | Non
     """Scale rows so that their outputs vary as much as the wanted ones.
 
     The factor is ``sqrt(E[y^2] / E[(V x)^2])``, the ratio of standard deviations where the moments are
-    centred (as in the statistics correction of OBC, Frantar & Alistarh 2022, arXiv 2208.11580).
+    centred (as in the statistics correction of OBC, Frantar & Alistarh 2022, arXiv 2208.11580), of the
+    positions but one, which the mean has taken, and `PRIOR_POSITIONS` at which both are ``E[y^2]``.
 
     Parameters
     ----------
@@ -117,6 +133,10 @@ def matched(rows: Rows, moments: Moments, grouping: Grouping, least: Float | Non
     """
     found = moments.variance(rows.weights(grouping)[None])[0]
     wanted = moments.power[0] / max(moments.positions, 1)
+    positions = max(moments.positions - 1, 0)
     varies = (found > 0) & (wanted > 0)
-    factor = np.where(varies, np.sqrt(wanted / np.where(varies, found, 1.0)), 1.0)
+    mixed = (positions * np.where(varies, found / np.where(varies, wanted, 1.0), 1.0) + PRIOR_POSITIONS) / (
+        positions + PRIOR_POSITIONS
+    )
+    factor = 1 / np.sqrt(mixed)
     return rows._replace(row_scale=bounded_row_scale(rows.row_scale * factor, least))

@@ -81,3 +81,36 @@ def test_without_any_inputs_the_weights_stay():
     for problem, expected in zip(solve(weights, moments, moments), weights, strict=True):
         np.testing.assert_array_equal(problem.target, expected)
         np.testing.assert_array_equal(problem.hessian, np.eye(3))
+
+
+def test_one_position_about_its_mean_leaves_the_weights():
+    x = inputs(R=1).astype(np.float32)
+    weights = np.random.default_rng(6).standard_normal((1, 4, 6))
+    moments = collected(x, 1 + x @ weights[0].T)
+    (problem,) = solve(weights, moments.centred(weights), moments.centred(weights))
+    np.testing.assert_allclose(problem.target, weights[0], rtol=1e-6)
+    np.testing.assert_allclose(problem.hessian, problem.hessian[0, 0] * np.eye(6), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
+@pytest.mark.parametrize("kind", ["one huge input", "constant", "offset", "two equal"])
+def test_no_inputs_leave_a_problem_without_a_solution(kind, size):
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((64, 12))
+    match kind:
+        case "one huge input":
+            x[:, 3] *= 1e9
+        case "constant":
+            x[:] = x[:1]
+        case "offset":
+            x += 1e6
+        case _:
+            x[:, 4] = x[:, 5]
+    x = (x * size).astype(np.float32)
+    weights = rng.standard_normal((1, 5, 12))
+    moments = collected(x, x @ weights[0].T).centred(weights)
+    (problem,) = solve(weights, moments, moments)
+    np.linalg.cholesky(problem.hessian)
+    assert 0.1 < np.diag(problem.hessian).mean() < 10
+    assert np.isfinite(problem.target).all()
+    assert np.linalg.norm(problem.target - weights[0]) < 0.1 * np.linalg.norm(weights)
