@@ -169,7 +169,7 @@ def _joints(graph: ir.Graph, layers: Mapping[ir.Node, Choice], sources: set[ir.N
         and not _obstacle(node)
         and not (node.op_type == "MaxPool" and goes_to_quantizer(node))
         and all(constant(value) is None for value in node.inputs if value is not None)
-        and not any(output.uses() for output in node.outputs[1:])
+        and not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
     }
     read_by_layers = {choice.layer.activation for choice in layers.values()}
 

@@ -24,7 +24,8 @@ class FoldBatchNorm(ir.passes.InPlacePass):
     2. BatchNormalization in inference mode (one output, training_mode = 0) with constant parameters.
     3. Mul and Add whose other operand is a constant of shape [C, 1, ..] or [1, C, 1, ..] with a 1 for each
        spatial axis, as Caffe's Scale layer is exported.
-    4. Weights and bias become new initializers, as others may share the old ones; the result keeps the
+    4. Not where finite numbers would exceed their type, as those of float16 soon do.
+    5. Weights and bias become new initializers, as others may share the old ones; the result keeps the
        name of the last folded step.
     """
 
@@ -52,10 +53,16 @@ def _fold_next(names: Names, conv: ir.Node) -> bool:
         return False
     gain, shift = affine
     folded = weight * gain.reshape(-1, *[1] * (weight.ndim - 1))
-    total = (0.0 if bias is None else bias) * gain + shift
-    conv.replace_input_with(1, add_initializer(names, f"{conv.name}.weight", folded.astype(weight.dtype)))
+    total = (np.zeros(1) if bias is None else bias) * gain + shift
+    with np.errstate(over="ignore"):
+        results = folded.astype(weight.dtype), total.astype(weight.dtype)
+    finite = all(np.isfinite(array).all() for array in (folded, total))
+    if finite and not all(np.isfinite(array).all() for array in results):
+        return False
     conv.resize_inputs(3)
-    conv.replace_input_with(2, add_initializer(names, f"{conv.name}.bias", total.astype(weight.dtype)))
+    for place, array in enumerate(results, 1):
+        what = ("weight", "bias")[place - 1]
+        conv.replace_input_with(place, add_initializer(names, f"{conv.name}.{what}", array))
     redirect(step.outputs[0], conv.outputs[0])
     take_name(names, step.outputs[0], conv.outputs[0], "_unfolded")
     home = step.graph

@@ -16,11 +16,17 @@ from fgq.converters.rewriting import Names, add_initializer, redirect
 
 FOLDED = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
+_EXACT = frozenset(
+    getattr(onnx.TensorProto, name)
+    for name in "FLOAT FLOAT16 BFLOAT16 DOUBLE BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64".split()
+)
+
 
 class FoldConstants(ir.passes.InPlacePass):
     """Replace layout operators on initializers by their value.
 
-    1. Only the operators in `FOLDED`, in the main graph, with every input an initializer.
+    1. Only the operators in `FOLDED`, in the main graph, with every input an initializer. A Cast only to the
+       types in `_EXACT`, to which onnxruntime and the reference round alike, and not from or to text.
     2. The value is that of the ONNX reference evaluator.
     3. Nodes are visited in order, so chains fold whole.
     4. A result that is a graph output keeps its node.
@@ -33,8 +39,10 @@ class FoldConstants(ir.passes.InPlacePass):
         for node in list(graph):
             if node.op_type not in FOLDED or node.domain != "" or node.outputs[0].is_graph_output():
                 continue
+            if node.op_type == "Cast" and node.attributes.get_int("to", 0) not in _EXACT:
+                continue
             inputs = {str(value.name): constant(value) for value in node.inputs if value is not None}
-            if not inputs or any(array is None for array in inputs.values()):
+            if not inputs or any(array is None or array.dtype.kind == "O" for array in inputs.values()):
                 continue
             output = node.outputs[0]
             name, result = str(output.name), _evaluate(model, node, inputs)

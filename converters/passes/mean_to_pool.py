@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
 from fgq.container import constant
-from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, redirect, take_name
 
 
 class MeanToPool(ir.passes.InPlacePass):
     """Replace ReduceMean over the spatial axes of images by GlobalAveragePool.
 
-    1. The input's rank is known to be 4, and the axes are constants: 2 and 3, in any order or counted from
-       the end.
-    2. Where the axes are not kept, Reshape drops them behind the pool.
+    1. The input is known to be float32 of rank 4, as integers have a mean and no pooling, and the axes are
+       constants: 2 and 3, in any order or counted from the end.
+    2. Where the axes are not kept, Flatten drops them behind the pool; so an empty batch stays one.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -34,8 +33,10 @@ class MeanToPool(ir.passes.InPlacePass):
 
 
 def _over_pixels(node: ir.Node) -> bool:
-    shape = None if node.inputs[0] is None else node.inputs[0].shape
-    if shape is None or len(shape) != 4:
+    images = node.inputs[0]
+    if images is None or images.dtype != ir.DataType.FLOAT or images.shape is None or len(images.shape) != 4:
+        return False
+    if 0 in images.shape[2:]:  # their mean is NaN
         return False
     axes = list(node.attributes.get_ints("axes", ()))
     if len(node.inputs) > 1 and node.inputs[1] is not None:  # an input from opset 18 on
@@ -48,11 +49,10 @@ def _drop_axes(names: Names, pool: ir.Node) -> None:
     mean = pool.outputs[0]
     home = pool.graph
     assert home is not None
-    shape = add_initializer(names, f"{mean.name}.shape", np.array([0, -1], np.int64))
-    reshape = ir.Node("", "Reshape", [mean, shape], name=f"{pool.name}.reshape")
-    home.insert_after(pool, reshape)
-    redirect(mean, reshape.outputs[0], keep=[reshape])
-    take_name(names, mean, reshape.outputs[0], ".pool")
+    flatten = ir.node("Flatten", [mean], {"axis": 1}, name=f"{pool.name}.flatten")
+    home.insert_after(pool, flatten)
+    redirect(mean, flatten.outputs[0], keep=[flatten])
+    take_name(names, mean, flatten.outputs[0], ".pool")
     given = pool.inputs[0]
     assert given is not None
     assert given.shape is not None

@@ -14,7 +14,8 @@ class PlainGemm(ir.passes.InPlacePass):
 
     1. B is constant; B' = alpha * B is a new initializer, as other nodes may share B.
     2. A constant C that broadcasts along rows becomes C' = beta * C of shape (N,).
-    3. A C that is computed, or differs from row to row, leaves the Gemm as an Add after it, with
+    3. A C whose beta is 0 is dropped, as nothing reads it, infinities and NaN included.
+    4. A C that is computed, or differs from row to row, leaves the Gemm as an Add after it, with
        beta * C where beta is not 1.
     """
 
@@ -50,6 +51,8 @@ def _fold_bias(names: Names, node: ir.Node) -> bool:
     if addend is None:
         if beta == 1.0:
             return False
+    elif beta == 0.0:
+        node.resize_inputs(2)
     elif bias is not None and bias.size in (1, channels) and (bias.ndim < 2 or bias.shape[0] == 1):
         if beta == 1.0 and bias.shape == (channels,):
             return False

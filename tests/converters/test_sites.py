@@ -281,3 +281,18 @@ def test_average_pools_that_onnxruntime_has_no_integer_operator_for_stay_float(
     for x, a, b in zip(exact, theirs, ours, strict=True):
         assert np.linalg.norm(a - x) < 0.03 * np.linalg.norm(x)
         assert np.abs(a - b).max() < 0.02 * np.abs(x).max()  # a step at most
+
+
+def test_a_maximum_whose_places_are_an_output(make_model, run, rng):
+    text = """(float[N,8,8,8] x) => (float y, int64 places) {
+        a = Conv(x, w)
+        p, places = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)
+        y = Conv(p, w)
+    }"""
+    model = make_model(text, {"w": normal(rng, 8, 8, 1, 1) / 3})
+    feeds = {"x": normal(rng, 16, 8, 8, 8)}
+    found, _ = converted(model, feeds, weights="int8", recipe="fgq", x86_without_vnni=True)
+    (y, places), (ours, our_places) = run(found, feeds), Session(found.SerializeToString()).run(None, feeds)
+    np.testing.assert_array_equal(our_places, places)
+    assert np.abs(ours - y).max() < 1e-5 * np.abs(y).max()
+    assert np.mean(places == run(model, feeds)[1]) > 0.95  # but where two were within a step

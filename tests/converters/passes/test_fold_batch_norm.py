@@ -139,6 +139,17 @@ def test_convolution_that_a_subgraph_reads(make_model, prepared):
         assert found == {"Conv": 2, "If": 1, "BatchNormalization": 1}
 
 
+def test_numbers_of_float16_that_would_become_infinite(make_model, prepared):
+    half = {key: array.astype(np.float16) for key, array in WEIGHTS.items() if array.dtype == np.float32}
+    half |= {"nv": np.full(6, 1e-7, np.float16), "ng": np.full(6, 90, np.float16)}
+    text = """(float16[N,4,8,8] x) => (float16 y) {
+        c = Conv(x, w)
+        y = BatchNormalization<epsilon=1e-10>(c, ng, ns, nm, nv)
+    }"""
+    found = prepared(make_model(text, half), {"x": (normal(2, 4, 8, 8) / 1000).astype(np.float16)})
+    assert found["BatchNormalization"] == 1
+
+
 @pytest.mark.parametrize("read", ["", ", float[6] var"])
 @pytest.mark.parametrize("opset", [9, 12, 13])
 def test_further_outputs_mean_training_before_opset_14(make_model, run, opset, read):

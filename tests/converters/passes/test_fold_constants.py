@@ -42,6 +42,20 @@ def test_layout_operators_on_weights_disappear(make_model, prepared, body):
     assert prepared(model, {"x": normal(3, 16)}) == {"MatMul": 1}
 
 
+@pytest.mark.parametrize(
+    ("to", "folded"), [(10, True), (16, True), (6, True), (9, True), (8, False), (17, False), (22, False)]
+)
+def test_a_cast_disappears_where_onnxruntime_rounds_as_the_reference(make_model, prepared, to, folded):
+    """Not to text, float8 or int4."""
+    model = make_model(
+        f"(float[3,16] x) => (float y) {{ a = Cast<to={to}>(w) k = Cast<to=1>(a) y = MatMul(x, k) }}",
+        {"w": 3 * normal(16, 5)},
+        opset=21,
+        ir_version=10,
+    )
+    assert ("Cast" not in prepared(model, {"x": normal(3, 16)})) == folded
+
+
 def test_other_operators_stay(make_model, prepared):
     model = make_model("(float[3,16] x) => (float y) { k = Neg(w)\n y = MatMul(x, k) }", WEIGHTS)
     assert prepared(model, {"x": normal(3, 16)}) == {"MatMul": 1, "Neg": 1}

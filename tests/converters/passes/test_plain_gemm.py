@@ -35,10 +35,18 @@ def test_constant_addend(make_model, prepared, addend, alpha, beta):
         weights["c"] = normal(*shape)
     model = gemm(make_model, ", ".join(["x", *weights]), weights, alpha, beta)
     found = prepared(model, {"x": normal(ROWS, K), "c0": normal()})
-    along_rows = addend in ("column", "full")
+    along_rows = addend in ("column", "full") and beta != 0
     assert found == {"Gemm": 1} | ({"Add": 1} if along_rows else {}) | (
         {"Mul": 1} if along_rows and beta != 1 else {}
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_addend_times_zero_is_nothing(make_model, prepared, value):
+    weights = {"w": normal(K, M), "c": np.full(M, value, np.float32)}
+    feeds = {"x": normal(ROWS, K), "c0": np.array(value, np.float32)}
+    for operands in ("x, w, c", "x, w, c0"):
+        assert prepared(gemm(make_model, operands, weights, beta=0.0), feeds) == {"Gemm": 1}
 
 
 @pytest.mark.parametrize("beta", [1.0, -2.0])
