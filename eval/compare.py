@@ -112,7 +112,7 @@ def compare(
     if SCALED_KEY in candidate.metadata_props:  # then layers' results are scaled too
         reference = read_float_model(float_model)
         prepare(reference)
-        repeat_moves(reference, candidate)
+        repeat_moves(reference, candidate, str(converted))
     else:
         reference = onnx_file.load(float_model)
     inputs = input_specs(reference)

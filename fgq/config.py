@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
+from fgq.schema import (
+    Kind,
+    check,
+    choice,
+    flag,
+    items,
+    number,
+    optional,
+    pattern,
+    read_json,
+    read_toml,
+    shown,
+    table,
+    whole,
+)
 from fgq.scheme import (
     INT8_LIMIT,
+    LARGEST_GROUP,
     WITHOUT_VNNI_LIMIT,
     ActivationScheme,
     Codes,
@@ -180,36 +192,14 @@ class ConversionConfig:
     x86_without_vnni: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("weights", Codes),
-            ("recipe", Recipe),
-            ("granularity", Granularity),
-            ("activations", Activations),
-            ("form", Form),
-            ("group_size_fallback", Misfit),
-        ):
-            value = getattr(self, name)
-            if value is not None or name not in ("weights", "recipe", "granularity"):
-                object.__setattr__(self, name, _choice(name, kind, value))
-        steps: object = self.without
-        if not isinstance(steps, list | tuple):
-            raise ConfigError(f"without: found {steps!r}, wanted a list of steps")
-        object.__setattr__(self, "without", tuple(_choice("without", Step, step) for step in steps))
+        for name, kind in _KINDS.items():
+            object.__setattr__(self, name, check(kind, getattr(self, name), name, ConfigError))
         self._check_omse()
         for name in _TARGETS:
-            _check_target(name, getattr(self, name), zero=name == "max_drop")
             if getattr(self, name) is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
                 raise ConfigError(
                     f"{name}: found {getattr(self, name)!r} for {self.codes} weights, wanted one of the two"
                 )
-        for name in ("include", "exclude"):
-            _check_regex(name, getattr(self, name))
-        for name in ("first_last_int8", "x86_without_vnni", "smooth"):
-            if not isinstance(getattr(self, name), bool) and (name, getattr(self, name)) != ("smooth", None):
-                raise ConfigError(f"{name}: found {getattr(self, name)!r}, wanted true or false")
-        if not isinstance(self.group_size, int) or isinstance(self.group_size, bool):
-            raise ConfigError(f"group_size: found {self.group_size!r}, wanted a whole number")
-        WeightScheme(codes=self.codes, group_size=self.group_size)
 
     def _check_omse(self) -> None:
         """Check the options of the recipe ``omse-int4``."""
@@ -229,7 +219,6 @@ class ConversionConfig:
             )
         for name, kind in (("dual_weights", self.codes), ("dual_activations", self.activations)):
             share = getattr(self, name)
-            _check_share(name, share)
             if share is not None and kind.value != "int4":
                 raise ConfigError(f"{name}: found {share} with {name[5:]} of {kind}, wanted int4")
 
@@ -305,14 +294,32 @@ class ConversionConfig:
 _TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
 
 
-def _check_target(name: str, value: object, *, zero: bool) -> None:
-    if value is None:
-        return
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
-        raise ConfigError(
-            f"{name}: found {value!r}, wanted a {'number of at least 0' if zero else 'positive number'}"
-        )
+_POSITIVE = optional(number(above=0, wanted="a positive number"))
+_SHARE = optional(number(least=0, wanted="a share of the squared sum, 0 or more"))
+_REGEX = optional(pattern)
+
+_KINDS: dict[str, Kind[Any]] = {
+    "group_size": whole(1, LARGEST_GROUP),
+    "weights": optional(choice(Codes)),
+    "recipe": optional(choice(Recipe)),
+    "without": items(choice(Step), wanted="a list of steps"),
+    "granularity": optional(choice(Granularity)),
+    "dual_weights": _SHARE,
+    "dual_activations": _SHARE,
+    "smooth": optional(flag),
+    "target_bits": _POSITIVE,
+    "target_multiplications": _POSITIVE,
+    "target_latency": _POSITIVE,
+    "max_drop": optional(number(least=0, wanted="a number of at least 0")),
+    "activations": choice(Activations),
+    "form": choice(Form),
+    "include": _REGEX,
+    "exclude": _REGEX,
+    "group_size_fallback": choice(Misfit),
+    "first_last_int8": flag,
+    "x86_without_vnni": flag,
+}
+"""What the options may be, each by itself."""
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -331,55 +338,21 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If the file cannot be read or parsed, or holds an option that does not exist.
+        If the file cannot be read or parsed, or holds an option that does not exist or cannot be so.
     """
     path = Path(path)
     is_json = path.suffix.lower() == ".json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read ({reason})") from None
-    try:
-        found = json.loads(text) if is_json else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # the parsers' own errors are ValueErrors
-        kind = "JSON" if is_json else "TOML"
-        raise ConfigError(f"{path}: is not valid {kind} ({error})") from None
+    found = read_json(path, ConfigError) if is_json else read_toml(path, ConfigError)
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: found a {type(found).__name__}, wanted a table of options")
-    known = [field.name for field in fields(ConversionConfig)]
     options: dict[str, Any] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
-        if name not in known:
-            raise ConfigError(f"{path}: found the unknown option {key!r}, wanted one of {', '.join(known)}")
+        if name not in _KINDS:
+            known = ", ".join(_KINDS)
+            raise ConfigError(f"{path}: found the unknown option {shown(key)}, wanted one of {known}")
         if name in options:
             raise ConfigError(f"{path}: found the option {name!r} twice, wanted one spelling of it")
         options[name] = value
+    check(table({}, _KINDS), options, str(path), ConfigError)
     return options
-
-
-def _choice(name: str, kind: type[StrEnum], value: Any) -> StrEnum:
-    try:
-        return kind(value)
-    except ValueError:
-        wanted = ", ".join(kind)
-        raise ConfigError(f"{name}: found {value!r}, wanted one of {wanted}") from None
-
-
-def _check_share(name: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ConfigError(f"{name}: found {value!r}, wanted a share of the squared sum, 0 or more")
-
-
-def _check_regex(name: str, pattern: object) -> None:
-    if pattern is None:
-        return
-    if not isinstance(pattern, str):
-        raise ConfigError(f"{name}: found {pattern!r}, wanted a regular expression")
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{name}: {pattern!r} is not a regular expression ({error})") from None

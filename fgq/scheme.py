@@ -26,6 +26,10 @@ WITHOUT_VNNI_LIMIT = 63
 """The same where u8 x s8 pairs are added in saturating int16: 2 * 255 * 63 < 2**15."""
 
 
+LARGEST_GROUP = 2**31 - 1
+"""Most weights that may share one scale; groups end with their row in any case."""
+
+
 class Codes(StrEnum):
     """What the codes of a weight are."""
 
@@ -81,8 +85,8 @@ class WeightScheme:
     Raises
     ------
     ConfigError
-        If `group_size` is below 1, or `weight_limit` leaves no alpha for the largest code (below 127 INT8
-        and DUAL take smaller codes) or exceeds 127.
+        If `group_size` is below 1 or above 2^31 - 1, or `weight_limit` leaves no alpha for the largest code
+        (below 127 INT8 and DUAL take smaller codes) or exceeds 127.
     """
 
     codes: Codes = Codes.TERNARY
@@ -96,8 +100,10 @@ class WeightScheme:
             object.__setattr__(self, "granularity", Granularity.FILTER)
         if self.granularity is not Granularity.GROUP:
             object.__setattr__(self, "group_size", None)
-        elif self.group_size is None or self.group_size < 1:
-            raise ConfigError(f"group size: found {self.group_size}, wanted a whole number of at least 1")
+        elif self.group_size is None or not 1 <= self.group_size <= LARGEST_GROUP:
+            raise ConfigError(
+                f"group size: found {self.group_size}, wanted a whole number of 1 to {LARGEST_GROUP}"
+            )
         least = 1 if eight_bit else self.codes.largest
         if not least <= self.weight_limit <= INT8_LIMIT:
             raise ConfigError(f"weight limit: found {self.weight_limit}, wanted {least}..{INT8_LIMIT}")

@@ -11,7 +11,7 @@ that they stand for.
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from fgq.container import SCALED_KEY, constant
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.rewriting import Names, add_initializer, sole_consumer
 from fgq.errors import ModelError
+from fgq.schema import base64, check, items, parse_json, shown, table, text
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
 """Operators that a positive scale of each channel passes through."""
@@ -143,7 +144,14 @@ class MoveScales(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, bool(self._scales))
 
 
-def repeat_moves(model: ir.Model, converted: ir.Model) -> None:
+_RECORDS = items(table({"tensor": text, "layers": items(text, least=1), "exponents": base64}))
+"""What the metadata hold, see `_record`."""
+
+_LARGEST_EXPONENT = 126
+"""Scales of larger exponents have no inverse among the normal numbers."""
+
+
+def repeat_moves(model: ir.Model, converted: ir.Model, name: str = "converted model") -> None:
     """Move scales in a float model, in place, as in the conversion that was made from it.
 
     Parameters
@@ -151,27 +159,48 @@ def repeat_moves(model: ir.Model, converted: ir.Model) -> None:
     model : onnx_ir.Model
         The prepared float model.
     converted : onnx_ir.Model
+    name : str
+        What errors call the converted model.
 
     Raises
     ------
     ModelError
-        If the float model has no such tensors and layers.
+        If the converted model's metadata are no such scales, or the float model has no such tensors and
+        layers.
     """
-    records = json.loads(converted.metadata_props.get(SCALED_KEY, "[]"))
-    scaled = {name for record in records for name in record["layers"]}
+    where = f"{name}: metadata {SCALED_KEY}"
+    value = parse_json(converted.metadata_props.get(SCALED_KEY, "[]"), where, ModelError)
+    records = check(_RECORDS, value, where, ModelError)
+    scaled = {each for record in records for each in record["layers"]}
     layers = [entry for entry in find_layers(model) if isinstance(entry, Layer) and not entry.in_subgraph]
     readings = {r.tensor.name: r for r in find_readings([each for each in layers if each.name in scaled])}
-    moves = {}
+    moves: dict[Reading, NDArray[np.float32]] = {}
     for record in records:
-        reading = readings.get(record["tensor"])
-        exponents = np.frombuffer(b64decode(record["exponents"]), np.int8)
+        reading, tensor = readings.get(record["tensor"]), shown(record["tensor"])
         if reading is None or sorted(each.name for each in reading.layers) != sorted(record["layers"]):
             raise ModelError(
-                f"converted model: {record['tensor']}: found scales of channels that no layer of the float "
-                "model takes, wanted the model from which it was converted"
+                f"{where}: {tensor}: found scales of channels that no layer of the float model takes, wanted "
+                "the model from which it was converted"
             )
+        exponents = np.frombuffer(record["exponents"], np.int8)
+        reader = reading.layers[0]
+        channels = reader.shape[reader.group_axis]
+        if exponents.size != channels or np.abs(exponents.astype(int)).max() > _LARGEST_EXPONENT:
+            raise ModelError(
+                f"{where}: {tensor}: exponents: found {exponents.size} from {exponents.min(initial=0)} to "
+                f"{exponents.max(initial=0)}, wanted {channels} within +-{_LARGEST_EXPONENT}"
+            )
+        if reading in moves:
+            raise ModelError(f"{where}: {tensor}: found scales of its channels twice, wanted them once")
         moves[reading] = np.ldexp(np.float32(1), exponents).astype(np.float32)
-    MoveScales(moves)(model)
+    try:
+        with np.errstate(over="raise"):
+            MoveScales(moves)(model)
+    except FloatingPointError:
+        raise ModelError(
+            f"{where}: found scales that the float model's weights overflow with, wanted the model from "
+            "which it was converted"
+        ) from None
 
 
 def _record(reading: Reading, scales: NDArray[np.float32]) -> dict[str, object]:

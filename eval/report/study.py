@@ -143,7 +143,7 @@ def study(
     model = read_float_model(float_model)
     float_bytes = model_bytes(float_model, model)
     prepare(model)
-    repeat_moves(model, candidate)
+    repeat_moves(model, candidate, str(converted))
     found = pair_layers(model, candidate)
     pairs = [entry.quantized for entry in found if entry.quantized is not None]
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.scheme import Codes, WeightScheme
+from fgq.schema import check, names, number, one_of, optional, read_json, shown, table, text, whole
+from fgq.scheme import LARGEST_GROUP, Codes, WeightScheme
 
 FORMAT = "fgq plan 1"
 """What a plan file says it is."""
@@ -88,21 +87,13 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     ConfigError
         If the file cannot be read or is not a plan, naming the entry.
     """
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:  # of the decoder and of the parser
-        raise ConfigError(f"{path}: is not valid JSON ({error})") from None
-    return plan_of(value, str(path))
+    return plan_of(read_json(path, ConfigError), str(path))
 
 
 def plan_of(value: object, where: str = "plan") -> Plan:
     """Check plain values and turn them into a plan.
 
-    Only the layers' schemes are looked at; budgets and sensitivities say where they came from, and may be
-    missing.
+    Budgets and sensitivities say where the layers' schemes came from, and may be missing.
 
     Parameters
     ----------
@@ -116,19 +107,29 @@ def plan_of(value: object, where: str = "plan") -> Plan:
     ConfigError
         Naming the entry, what was found and what was wanted.
     """
-    entries = _object(value, where)
-    if entries.get("format") != FORMAT:
-        raise ConfigError(f"{where}: found the format {entries.get('format')!r}, wanted {FORMAT!r}")
+    entries = check(_PLAN, value, where, ConfigError)
     layers = {
-        name: _layer(entry, f"{where}: layer {name!r}")
-        for name, entry in _object(entries.get("layers"), f"{where}: layers").items()
+        name: _layer(entry, f"{where}: layers: {shown(name)}") for name, entry in entries["layers"].items()
     }
     return Plan(
         layers=layers,
-        measure=str(entries.get("measure", "")),
-        budgets=_numbers(entries.get("budgets", {}), f"{where}: budgets"),
-        takes=_numbers(entries.get("takes", {}), f"{where}: takes"),
+        measure=entries.get("measure", ""),
+        budgets=entries.get("budgets", {}),
+        takes=entries.get("takes", {}),
     )
+
+
+_AMOUNTS = table({}, dict.fromkeys(("bits", "multiplications", "latency"), number(least=0)))
+
+_LAYER = table(
+    {"codes": one_of(*Codes, FLOAT)},
+    {"group_size": optional(whole(1, LARGEST_GROUP)), "sensitivities": names(number())},
+)
+
+_PLAN = table(
+    {"format": one_of(FORMAT), "layers": names(_LAYER)},
+    {"measure": text, "budgets": _AMOUNTS, "takes": _AMOUNTS},
+)
 
 
 def _fields(scheme: WeightScheme | None) -> dict[str, Any]:
@@ -138,34 +139,11 @@ def _fields(scheme: WeightScheme | None) -> dict[str, Any]:
     return {"codes": scheme.codes.value} | size
 
 
-def _layer(value: object, where: str) -> PlannedLayer:
-    entry = _object(value, where)
-    unknown = sorted(set(entry) - {"codes", "group_size", "sensitivities"})
-    if unknown:
-        raise ConfigError(f"{where}: found {unknown[0]!r}, wanted codes, group_size and sensitivities alone")
-    codes, size = entry.get("codes"), entry.get("group_size")
-    if codes not in (*Codes, FLOAT):
-        raise ConfigError(f"{where}: found the codes {codes!r}, wanted one of {', '.join((*Codes, FLOAT))}")
-    grouped = codes not in (Codes.INT8, FLOAT)
-    if grouped and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-        raise ConfigError(f"{where}: found the group size {size!r}, wanted a whole number of at least 1")
-    if not grouped and size is not None:
-        raise ConfigError(f"{where}: found the group size {size!r}, wanted none for {codes}")
-    scheme = None if codes == FLOAT else WeightScheme(codes=Codes(str(codes)), group_size=size)
-    sensitivities = _numbers(entry.get("sensitivities", {}), f"{where}: sensitivities")
-    return PlannedLayer(scheme=scheme, sensitivities=sensitivities)
-
-
-def _object(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise ConfigError(f"{where}: found {found}, wanted an object with names")
-    return value
-
-
-def _numbers(value: object, where: str) -> dict[str, float]:
-    numbers = _object(value, where)
-    for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ConfigError(f"{where}: {name!r}: found {number!r}, wanted a number")
-    return numbers
+def _layer(entry: Mapping[str, Any], where: str) -> PlannedLayer:
+    codes, size = entry["codes"], entry.get("group_size")
+    grouped = codes not in (Codes.INT8, Codes.DUAL, FLOAT)
+    if grouped != (size is not None):
+        wanted = "a whole number of at least 1" if grouped else "none"
+        raise ConfigError(f"{where}: found the group size {size}, wanted {wanted} for {codes}")
+    scheme = None if codes == FLOAT else WeightScheme(codes=Codes(codes), group_size=size)
+    return PlannedLayer(scheme=scheme, sensitivities=entry.get("sensitivities", {}))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +17,19 @@ from numpy.typing import NDArray
 from fgq import npz
 from fgq.converters.layers import Layer
 from fgq.errors import ConfigError, DataError, OutputError, WeightError
+from fgq.printable import printable
 from fgq.qtensor import Plane, QuantizedTensor
 from fgq.report import LayerCheck
 from fgq.scheme import WeightScheme
 
 _KEY = "conversion.txt"
 """The file of the conversion's fingerprint."""
+
+_OWN = re.compile(r"[0-9a-f]{32}\.(npz|new)|conversion\.(txt|new)")
+"""Names of the files that are made here."""
+
+_MOST_TEXT = 1 << 20
+"""Bytes of the warnings of one layer, at most."""
 
 
 class Finished(NamedTuple):
@@ -46,6 +55,9 @@ class Finished(NamedTuple):
 class Checkpoint:
     """A folder with a file for each finished layer, and the fingerprint of the conversion.
 
+    A layer's file that is damaged, or is another layer's or another conversion's, counts as absent: the layer
+    is quantized anew, and the file is written again.
+
     Parameters
     ----------
     folder : Path
@@ -60,60 +72,43 @@ class Checkpoint:
     ConfigError
         If the folder holds the layers of another conversion.
     OutputError
-        If it is one that was not made here.
+        If it holds anything that was not made here, and nothing of it is touched.
     """
 
     def __init__(self, folder: Path, key: str, *, resume: bool) -> None:
         self.folder = folder
         self._key = folder / _KEY
-        self._text = f"{key}\n"
-        if folder.exists() and not self._key.exists() and not _is_begun(folder):
+        self._text = f"{key}\n".encode()
+        try:
+            own = _is_own(folder)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        if not own:
             raise OutputError(
                 f"{folder}: found a folder of other files where unfinished layers go; move it away"
             )
         if not resume:
             self.remove()
-        elif self._key.exists() and self._key.read_text(encoding="utf-8") != self._text:
+        elif self._found_key() != self._text and any(path.suffix == ".npz" for path in _files(folder)):
             raise ConfigError(
                 f"{folder}: found layers of another model, other options or other data, wanted those of this "
                 "conversion; convert without --resume to begin anew"
             )
 
     def read(self, layer: Layer, scheme: WeightScheme) -> Finished | None:
-        """Return what became of a layer, or None if it was not finished.
-
-        Raises
-        ------
-        DataError
-            If its file is damaged.
-        """
+        """Return what became of a layer, or None if it was not finished or its file is damaged."""
         path = self._path(layer)
-        if not (self._key.exists() and path.exists()):
-            return None
-        arrays = {name: npz.read_array(path, name) for name in npz.read_headers(path)}
         try:
-            planes = tuple(
-                Plane(codes=arrays[f"codes{index}"], alpha=arrays[f"alpha{index}"])
-                for index in range(sum(name.startswith("codes") for name in arrays))
-            )
-            weight = QuantizedTensor(
-                planes=planes,
-                group=arrays["group"],
-                group_axis=layer.group_axis,
-                channel_axis=layer.channel_axis,
-                row_scale=arrays["row_scale"],
-                scheme=scheme,
-            )
-            warnings = tuple(map(str, arrays["warnings"]))
-            check = LayerCheck.from_array(arrays["check"]) if "check" in arrays else None
-            weight.validate()
-            if weight.shape != layer.shape:
-                raise WeightError(f"found the shape {list(weight.shape)}, wanted {list(layer.shape)}")
-        except (KeyError, TypeError, ValueError, WeightError) as error:
-            raise DataError(
-                f"{path}: found no weight of {layer.name} ({error}); convert without --resume to begin anew"
-            ) from None
-        return Finished(weight, arrays.get("bias"), warnings, check)
+            headers = npz.read_headers(path)
+            wanted = _wanted(layer, headers)
+            if any(not fits(headers[name]) for name, fits in wanted.items()) or len(wanted) != len(headers):
+                return None
+            arrays = {name: npz.read_array(path, name) for name in headers}
+            if arrays.pop("digest").tobytes() != self._digest(layer, arrays):
+                return None
+            return _finished(layer, scheme, arrays)
+        except (OSError, ValueError, OverflowError, DataError, WeightError):
+            return None
 
     def write(self, layer: Layer, finished: Finished) -> None:
         """Keep what became of a layer; a kill meanwhile leaves no half of it.
@@ -132,21 +127,36 @@ class Checkpoint:
             arrays["bias"] = bias
         if check is not None:
             arrays["check"] = np.array(check, np.float64)
+        arrays["digest"] = np.frombuffer(self._digest(layer, arrays), np.uint8)
         path = self._path(layer)
         try:
-            if not self._key.exists():
+            if self._found_key() != self._text:
                 self.folder.mkdir(exist_ok=True)
-                written = self._key.with_suffix(".new")
-                written.write_text(self._text, encoding="utf-8")
-                written.replace(self._key)
+                self._key.with_suffix(".new").write_bytes(self._text)
+                self._key.with_suffix(".new").replace(self._key)
             npz.write_arrays(path.with_suffix(".new"), arrays)
             path.with_suffix(".new").replace(path)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
     def remove(self) -> None:
-        """Remove the folder and all in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the files that were made here, and the folder."""
+        _remove(self.folder)
+
+    def _found_key(self) -> bytes:
+        try:
+            with self._key.open("rb") as file:
+                return file.read(len(self._text) + 1)
+        except OSError:
+            return b""
+
+    def _digest(self, layer: Layer, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+        """Return what tells a layer's arrays from damaged ones, other layers' and other conversions'."""
+        digest = hashlib.sha256(self._text + f"{layer.name}\n".encode())
+        for name in sorted(arrays):
+            digest.update(f"{name}:{arrays[name].dtype}{arrays[name].shape};".encode())
+            digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        return digest.digest()
 
     def _path(self, layer: Layer) -> Path:
         # a layer's name may be longer than a file's, or hold what no file's may
@@ -159,21 +169,91 @@ def tidied(folder: Path) -> int:
     Parameters
     ----------
     folder : Path
-        Of a checkpoint; it may be missing, and is removed where it keeps no layer.
+        Of a checkpoint; it may be missing, and is removed where it keeps no layer. One of other files is not
+        touched.
     """
-    if not ((folder / _KEY).exists() or _is_begun(folder)):
+    if not _is_own(folder):
         return 0
-    for half in folder.glob("*.new"):
-        half.unlink()
-    finished = len(list(folder.glob("*.npz")))
+    finished = sum(path.suffix == ".npz" for path in _files(folder))
     if not finished:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+    for path in _files(folder):
+        if path.suffix == ".new":
+            path.unlink()
     return finished
 
 
-def _is_begun(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but files that were being written."""
-    return folder.is_dir() and all(entry.suffix == ".new" for entry in folder.iterdir())
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_own(folder: Path) -> bool:
+    """Tell whether a folder is missing, or holds nothing but files that are made here."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        return False
+    return all(_OWN.fullmatch(path.name) and path.is_file() for path in _files(folder))
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):
+        for path in _files(folder):
+            path.unlink()
+        folder.rmdir()
+
+
+def _wanted(layer: Layer, names: Iterable[str]) -> dict[str, Callable[[npz.Header], bool]]:
+    """Return which arrays a layer's file holds, and what tells whether each is one to read."""
+    shape, rows = layer.shape, layer.shape[layer.channel_axis]
+
+    def array(dtype: str, *shapes: tuple[int, ...]) -> Callable[[npz.Header], bool]:
+        return lambda header: header.dtype == dtype and header.shape in shapes
+
+    def alpha(header: npz.Header) -> bool:
+        fits = len(header.shape) == len(shape) and all(
+            a <= b for a, b in zip(header.shape, shape, strict=True)
+        )
+        return header.dtype == "u1" and fits
+
+    def warnings(header: npz.Header) -> bool:
+        return header.dtype.kind == "U" and len(header.shape) == 1 and _bytes(header) <= _MOST_TEXT
+
+    wanted = {
+        "group": array("<i4", (shape[layer.group_axis],)),
+        "row_scale": array("<f4", (), (rows,)),
+        "warnings": warnings,
+        "digest": array("u1", (hashlib.sha256().digest_size,)),
+    }
+    if "check" in names:
+        wanted["check"] = array("<f8", (len(LayerCheck._fields),))
+    if "bias" in names:
+        wanted["bias"] = array("<f4", (rows,))
+    for index in range(2 if "codes1" in names else 1):
+        wanted |= {f"codes{index}": array("i1", shape), f"alpha{index}": alpha}
+    return wanted
+
+
+def _bytes(header: npz.Header) -> int:
+    return math.prod(header.shape) * header.dtype.itemsize
+
+
+def _finished(layer: Layer, scheme: WeightScheme, arrays: Mapping[str, NDArray[Any]]) -> Finished | None:
+    bias = arrays.get("bias")
+    if bias is not None and not np.isfinite(bias).all():
+        return None
+    weight = QuantizedTensor(
+        planes=tuple(
+            Plane(codes=arrays[f"codes{index}"], alpha=arrays[f"alpha{index}"])
+            for index in range(2 if "codes1" in arrays else 1)
+        ),
+        group=arrays["group"],
+        group_axis=layer.group_axis,
+        channel_axis=layer.channel_axis,
+        row_scale=arrays["row_scale"],
+        scheme=scheme,
+    )
+    weight.validate()
+    check = LayerCheck.from_array(arrays["check"]) if "check" in arrays else None
+    return Finished(weight, bias, tuple(printable(str(warning)) for warning in arrays["warnings"]), check)
 
 
 def fingerprint(model: ir.Model, options: object, feeds: Iterable[Mapping[str, NDArray[Any]]]) -> str:
@@ -194,6 +274,9 @@ def fingerprint(model: ir.Model, options: object, feeds: Iterable[Mapping[str, N
                 digest.update(tensor.tobytes())
     for node in model.graph:
         digest.update(ir.serde.serialize_node(node).SerializeToString(deterministic=True))
+    for function in model.functions.values():
+        digest.update(ir.serde.serialize_function(function).SerializeToString(deterministic=True))
+    digest.update(repr(sorted(model.opset_imports.items())).encode())
     for feed in feeds:
         for name, array in feed.items():
             digest.update(f"{name}:{array.dtype}{array.shape};".encode())

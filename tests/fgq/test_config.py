@@ -10,8 +10,8 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
 @pytest.mark.parametrize(
     ("options", "found"),
     [
-        ({"group_size": 0}, "group size: found 0, wanted a whole number of at least 1"),
-        ({"group_size": -64}, "group size: found -64"),
+        ({"group_size": 0}, "group_size: found 0, wanted a whole number of 1 to 2147483647"),
+        ({"group_size": -64}, "group_size: found -64"),
         ({"group_size": 64.0}, "group_size: found 64.0, wanted a whole number"),
         ({"group_size": True}, "group_size: found True"),
         ({"group_size": "64"}, "group_size: found '64'"),
@@ -20,7 +20,19 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
         ({"recipe": "best"}, "recipe: found 'best', wanted one of fgq, calibrated, omse-int4"),
         ({"recipe": "omse-int4", "weights": "tied"}, "weights: found tied with the recipe omse-int4"),
         ({"without": "bias"}, "without: found 'bias', wanted a list of steps"),
-        ({"without": ["weights"]}, "without: found 'weights', wanted one of target, residual, feedback"),
+        ({"group_size": 2**31}, "group_size: found 2147483648, wanted"),
+        ({"group_size": 2**70}, "group_size: found a whole number of 71 bits, wanted"),
+        (
+            {"target_bits": 10**400},
+            "target_bits: found a whole number of 1329 bits, wanted a positive number",
+        ),
+        ({"target_bits": 0}, "target_bits: found 0, wanted a positive number"),
+        ({"target_bits": float("inf")}, "target_bits: found inf, wanted a positive number"),
+        ({"max_drop": -1e-9}, "max_drop: found -1e-09, wanted a number of at least 0"),
+        ({"weights": {}}, "weights: found {}, wanted one of ternary"),
+        ({"weights": []}, r"weights: found \[\], wanted one of ternary"),
+        ({"granularity": {}}, "granularity: found {}, wanted one of layer"),
+        ({"without": ["weights"]}, "without: 0: found 'weights', wanted one of target, residual, feedback"),
         (
             {"recipe": "omse-int4", "granularity": "channel"},
             "granularity: found 'channel', wanted one of layer",
@@ -48,10 +60,13 @@ from fgq.scheme import ActivationScheme, Codes, WeightScheme
         ({"group_size_fallback": "pad"}, "group_size_fallback: found 'pad', wanted one of error, ragged"),
         ({"include": 3}, "include: found 3, wanted a regular expression"),
         ({"include": ["conv"]}, "include: found .'conv'."),
-        ({"include": "("}, "include: '.' is not a regular expression .missing"),
-        ({"exclude": "a**"}, "exclude: .* is not a regular expression .multiple repeat"),
-        ({"exclude": "a{99999999999}"}, "exclude: .* is not a regular expression .the repetition number"),
-        ({"exclude": "(" * 9999}, "exclude: .* is not a regular expression .maximum recursion"),
+        ({"include": "("}, "include: found '.', wanted a regular expression .missing"),
+        ({"exclude": "a**"}, "exclude: found .* wanted a regular expression .multiple repeat"),
+        (
+            {"exclude": "a{99999999999}"},
+            "exclude: found .* wanted a regular expression .the repetition number",
+        ),
+        ({"exclude": "(" * 9999}, "exclude: found .* wanted a regular expression .maximum recursion"),
         ({"first_last_int8": 1}, "first_last_int8: found 1, wanted true or false"),
         ({"first_last_int8": None}, "first_last_int8: found None"),
         ({"x86_without_vnni": "false"}, "x86_without_vnni: found 'false', wanted true or false"),
@@ -146,6 +161,32 @@ def test_a_file_may_leave_everything_as_it_is(tmp_path, name, text):
         ("a.toml", "a = " + "[" * 9_999, "is not valid TOML .maximum recursion"),
         ("a.json", '{"group_size": ' + "1" * 5_000 + "}", "is not valid JSON .Exceeds the limit"),
         ("a.toml", "group_size = " + "1" * 5_000, "is not valid TOML .Exceeds the limit"),
+        ("a.toml", "group_size = 0x" + "f" * 5_000, "group_size: found a whole number of 20000 bits, wanted"),
+        ("a.toml", "target_bits = inf", "is not valid TOML .found the number inf, which is not finite"),
+        ("a.toml", "target_bits = 1e999", "is not valid TOML .found the number 1e999"),
+        ("a.json", '{"target_bits": NaN}', "is not valid JSON .found the number NaN"),
+        ("a.json", '{"target_bits": -1e999}', "is not valid JSON .found the number -1e999"),
+        ("a.json", '{"target_bits": 1' + "0" * 400 + "}", "target_bits: found a whole number of 1329 bits"),
+        (
+            "a.json",
+            '{"group_size": 4, "group_size": 8}',
+            "is not valid JSON .found the name 'group_size' twice",
+        ),
+        ("a.json", '{"\\ud800": 4}', "is not valid JSON .found the name .*ud800"),
+        (
+            "a.json",
+            '{"include": "\\ud800"}',
+            "include: found .*, wanted text without halves of surrogate pairs",
+        ),
+        ("a.json", '{"weights": {"a": {"b": 1}}}', "weights: found {'a': {'b': 1}}, wanted one of ternary"),
+        (
+            "a.json",
+            '{"include": "' + "a" * 999 + '(" }',
+            "include: found 'a{10,40}.{3}a*.', wanted a regular",
+        ),
+        ("a.toml", "group_size = 2026-12-01", "group_size: found datetime.date.2026, 12, 1., wanted"),
+        ("a.toml", "#" * (16 << 10) + "#", "found more than 16384 bytes, wanted at most so many"),
+        ("a.toml", "a" + ".a" * 8_000 + " = 1", "found the unknown option 'a', wanted one of group_size"),
     ],
 )
 def test_a_broken_file_is_refused_with_its_name(tmp_path, name, text, found):
@@ -159,6 +200,22 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"\xff\xfe{}")
     with pytest.raises(ConfigError, match=f"{name}: cannot be read .it is not UTF-8 text"):
         read_config(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name):
+    text = as_toml(OPTIONS) if name == "a.toml" else json.dumps(OPTIONS)
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_config(tmp_path / name) == OPTIONS
+
+
+def test_no_more_of_a_file_is_read_than_it_may_hold(tmp_path):
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match=r"a.json: found more than 16777216 bytes"):
+        read_config(tmp_path / "a.json")
+    with pytest.raises(ConfigError, match=r"cannot be read .embedded null byte"):
+        read_config("a\0.json")
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Moved scales leave every output as it was, bit for bit, and go no further than this holds."""
 
+import json
 import re
 
 import numpy as np
@@ -139,6 +140,50 @@ def test_moves_are_repeated_from_what_a_file_tells(make_model, name):
     if scales:
         with pytest.raises(ModelError, match="wanted the model from which it was converted"):
             repeat_moves(other, converted)
+
+
+RECORD = {"tensor": "n", "layers": ["m"], "exponents": "AAAAAAAA"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("3", "found 3, wanted a list"),
+        ("{}", "found {}, wanted a list"),
+        ("[" * 99_999, "is not valid JSON .maximum recursion"),
+        ([{"tensor": "n"}], "0: layers: found nothing, wanted a value"),
+        ([RECORD | {"layers": 3}], "0: layers: found 3, wanted a list"),
+        ([RECORD | {"layers": []}], "0: layers: found 0 entries, wanted at least 1"),
+        ([RECORD | {"layers": [["m"]]}], r"0: layers: 0: found \['m'\], wanted text"),
+        ([RECORD | {"tensor": None}], "0: tensor: found None, wanted text"),
+        ([RECORD | {"more": 1}], "0: found 'more', wanted tensor, layers, exponents alone"),
+        ([RECORD | {"exponents": "é"}], "0: exponents: found 'é', wanted bytes in base 64"),
+        ([RECORD | {"exponents": 3}], "0: exponents: found 3, wanted text"),
+        ([RECORD | {"exponents": ""}], "'n': exponents: found 0 from 0 to 0, wanted 6 within"),
+        ([RECORD | {"exponents": "AA=="}], "'n': exponents: found 1 from 0 to 0, wanted 6 within"),
+        ([RECORD | {"exponents": "AAAAAAB/"}], "'n': exponents: found 6 from 0 to 127, wanted 6 within"),
+        ([RECORD | {"exponents": "fn5+fn5+"}], "found scales that the float model.s weights overflow with"),
+        ([RECORD, RECORD], "'n': found scales of its channels twice"),
+        ([RECORD | {"tensor": "y"}], "'y': found scales of channels that no layer of the float model takes"),
+        ([RECORD | {"tensor": "\ud800"}], "tensor: found .*, wanted text without halves"),
+    ],
+)
+def test_metadata_that_are_no_scales_are_refused(make_model, metadata, message):
+    weights = {"g": WEIGHTS["g"], "p": WEIGHTS["p"] * np.float32(1e4)}
+    graph = "(float[N,6] x) => (float y) {n = LayerNormalization(x, g, g) y = MatMul(n, p)}"
+    model = read_float_model(make_model(graph, weights))
+    prepare(model)
+    (layer,) = [entry for entry in find_layers(model) if isinstance(entry, Layer)]
+    layer.node.name = "m"
+    converted = model.clone()
+    text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+    converted.metadata_props["fgq.scaled"] = text
+    with pytest.raises(ModelError, match=f"c.onnx: metadata fgq.scaled: .*{message}") as refused:
+        repeat_moves(model, converted, "c.onnx")
+    assert str(refused.value).startswith("c.onnx: metadata fgq.scaled")
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 300
 
 
 def test_a_constant_that_others_share_stays_as_it_is(make_model, run):

@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from fgq.config import ConversionConfig
-from fgq.errors import ConfigError, DataError, OutputError
+from fgq.errors import ConfigError, OutputError
 from fgq.pipeline import convert_file, unfinished_folder
 from fgq.refine import network
 
@@ -112,24 +112,92 @@ def test_layers_of_another_conversion(make_model, source, tmp_path, changed):
     assert len(list(unfinished_folder(tmp_path / "out.onnx").glob("*.npz"))) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "other"])
-def test_a_damaged_file(source, tmp_path, damage):
+def rewritten(path, **changes):
+    """Write a layer's file again with other arrays, None for none, as who does not know its digest would."""
+    with np.load(path) as archive:
+        arrays = dict(archive) | changes
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def swap(one, other):
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+
+
+DAMAGES = {
+    "cut": lambda one, other: one.write_bytes(one.read_bytes()[:50]),
+    "empty": lambda one, other: one.write_bytes(b""),
+    "no archive": lambda one, other: one.write_bytes(b"hello"),
+    "each other's": swap,
+    "codes negated": lambda one, other: rewritten(one, codes0=-np.load(one)["codes0"]),
+    "codes of another shape": lambda one, other: rewritten(one, codes0=np.zeros(3, np.int8)),
+    "no codes": lambda one, other: rewritten(one, codes0=None),
+    "one more": lambda one, other: rewritten(one, more=np.zeros(1)),
+    "no digest": lambda one, other: rewritten(one, digest=None),
+    "a bias of NaN": lambda one, other: rewritten(one, bias=np.full(8, np.nan, np.float32)),
+    "a bias of text": lambda one, other: rewritten(one, bias=np.array(["a"])),
+    "row scales of 0": lambda one, other: rewritten(one, row_scale=0 * np.load(one)["row_scale"]),
+    "groups beyond the last": lambda one, other: rewritten(one, group=np.load(one)["group"] + 2**30),
+    "other warnings": lambda one, other: rewritten(one, warnings=np.array(["\x1b[31mred"])),
+    "warnings are a number": lambda one, other: rewritten(one, warnings=np.float32(3)),
+    "much text": lambda one, other: rewritten(one, warnings=np.array(["a" * 10**6])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_counts_as_absent(source, tmp_path, refined, damage):
+    report = convert_file(source, tmp_path / "whole.onnx", CONFIG, DATA)
     interrupted(source, tmp_path / "out.onnx")
     one, other = sorted(unfinished_folder(tmp_path / "out.onnx").glob("*.npz"))
-    if damage == "cut":
-        one.write_bytes(one.read_bytes()[:50])
-    else:
-        swapped = one.read_bytes()
-        one.write_bytes(other.read_bytes())
-        other.write_bytes(swapped)
-    with pytest.raises(DataError, match="npz"):
+    DAMAGES[damage](one, other)
+    refined.clear()
+    again = convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=True)
+    assert len(refined) == (3 if damage == "each other's" else 2)
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+    assert again.warnings == report.warnings
+
+
+@pytest.mark.parametrize("text", [None, b"", b"hello", b"\xff\xfe\xff", b"0" * 10**6])
+def test_a_damaged_fingerprint_is_refused_and_nothing_lost(source, tmp_path, text):
+    interrupted(source, tmp_path / "out.onnx")
+    folder = unfinished_folder(tmp_path / "out.onnx")
+    (folder / "conversion.txt").unlink()
+    if text is not None:
+        (folder / "conversion.txt").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"out.onnx.unfinished: found layers of another .*without --resume"):
         convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=True)
+    assert len(list(folder.glob("*.npz"))) == 2
 
 
-def test_a_folder_of_somebody_else_is_not_touched(source, tmp_path):
+def test_a_folder_that_was_just_made_is_gone_on_from(source, tmp_path, refined):
     folder = unfinished_folder(tmp_path / "out.onnx")
     folder.mkdir()
-    (folder / "precious").write_text("precious")
-    with pytest.raises(OutputError, match="move it away"):
-        convert_file(source, tmp_path / "out.onnx", CONFIG, DATA)
-    assert (folder / "precious").read_text() == "precious"
+    convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=True)
+    assert len(refined) == 3
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("kind", ["other files", "ours and others", "a file", "a link", "a folder inside"])
+def test_what_was_not_made_here_is_not_touched(source, tmp_path, kind, resume):
+    folder = unfinished_folder(tmp_path / "out.onnx")
+    kept = folder / "precious"
+    if kind == "a file":
+        kept = folder
+    elif kind == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+        kept = tmp_path / "elsewhere" / "conversion.txt"
+    elif kind == "a folder inside":
+        kept = folder / "conversion.txt" / "precious"
+        kept.parent.mkdir(parents=True)
+    elif kind == "ours and others":
+        interrupted(source, tmp_path / "out.onnx")
+    else:
+        folder.mkdir()
+    kept.write_text("precious")
+    with pytest.raises(OutputError, match=r"unfinished: found .*move it away"):
+        convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=resume)
+    assert kept.read_text() == "precious"
+    assert len(list(tmp_path.glob("elsewhere/*"))) == (kind == "a link")
