@@ -35,6 +35,9 @@ LARGEST_JSON = 16 << 20
 LARGEST_TOML = 16 << 10
 """Bytes of the largest TOML document that is read: the time to read a key grows with its length squared."""
 
+_MOST_NAMED = 20
+"""An error lists so many names of fields at most."""
+
 
 class UnfitError(ValueError):
     """A value is not of its kind.
@@ -176,7 +179,7 @@ def items(kind: Kind[T], *, least: int = 0, wanted: str = "a list") -> Kind[tupl
             raise UnfitError(shown(value), wanted)
         if len(value) < least:
             raise UnfitError(f"{len(value)} entries", f"at least {least}")
-        return tuple(_inside(kind, entry, str(index)) for index, entry in enumerate(value))
+        return tuple(inside(kind, entry, str(index)) for index, entry in enumerate(value))
 
     return of_items
 
@@ -185,7 +188,7 @@ def names(kind: Kind[T]) -> Kind[dict[str, T]]:
     """Return the kind of objects whose names are free, and whose values are of one kind."""
 
     def of_names(value: object) -> dict[str, T]:
-        return {name: _inside(kind, entry, shown(name)) for name, entry in _object(value).items()}
+        return {name: inside(kind, entry, shown(name)) for name, entry in _object(value).items()}
 
     return of_names
 
@@ -208,13 +211,22 @@ def table(
         entries = _object(value)
         unknown = next((name for name in entries if name not in known), None)
         if unknown is not None:
-            raise UnfitError(shown(unknown), f"{', '.join(known)} alone")
+            own = ", ".join(known) if len(known) <= _MOST_NAMED else f"the names of {len(known)} fields"
+            raise UnfitError(shown(unknown), f"{own} alone")
         missing = next((name for name in fields if name not in entries), None)
         if missing is not None:
             raise UnfitError("nothing", "a value", (missing,))
-        return {name: _inside(known[name], entry, name) for name, entry in entries.items()}
+        return {name: inside(known[name], entry, name) for name, entry in entries.items()}
 
     return of_fields
+
+
+def inside(kind: Kind[T], value: object, name: str) -> T:
+    """Return the value of a field as its kind has it, for kinds that are made up of others."""
+    try:
+        return kind(value)
+    except UnfitError as unfit:
+        raise UnfitError(unfit.found, unfit.wanted, (name, *unfit.place)) from None
 
 
 def read_text(path: str | os.PathLike[str], error: type[FgqError], largest: int) -> str:
@@ -310,13 +322,6 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
-
-
-def _inside(kind: Kind[T], value: object, name: str) -> T:
-    try:
-        return kind(value)
-    except UnfitError as unfit:
-        raise UnfitError(unfit.found, unfit.wanted, (name, *unfit.place)) from None
 
 
 def _object(value: object) -> dict[str, object]:

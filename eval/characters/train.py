@@ -27,6 +27,9 @@ from fgq.eval.characters import MODEL, load
 from fgq.eval.characters.export import export
 from fgq.eval.characters.network import CharacterNet
 from fgq.eval.characters.render import CHUNK, SEEDS, GlyphAtlas, chunk
+from fgq.schema import check, table, whole
+from fgq.train.checkpoint import moments_of, tensors_like
+from fgq.train.checkpoint import read as read_checkpoint
 
 BATCH = 128
 _FIRST_CYCLE = 1500  # steps; each further cycle is twice as long (SGDR: T_0, T_mult = 2)
@@ -36,6 +39,7 @@ _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
 _LABEL_SMOOTHING = 0.05
 _CHECKPOINT_EVERY = 200  # steps
+_MOST = 2**63  # of a step or a seed in a checkpoint
 
 
 def length(cycles: int) -> int:
@@ -123,9 +127,15 @@ def train(cycles: int, seed: int, checkpoint: Path, resume: bool) -> CharacterNe
     optimizer = make_optimizer(network)
     first, steps = 0, length(cycles)
     if resume:
-        if not checkpoint.is_file():
-            raise ConfigError(f"{checkpoint}: found no checkpoint, wanted one to go on from; omit --resume")
-        state = torch.load(checkpoint, weights_only=True)
+        kind = table(
+            {
+                "network": tensors_like(network.state_dict()),
+                "optimizer": moments_of(optimizer),
+                "step": whole(0, _MOST),
+                "seed": whole(0, _MOST),
+            }
+        )
+        state = check(kind, read_checkpoint(checkpoint, [network]), str(checkpoint), ConfigError)
         if state["seed"] != seed or state["step"] > steps:
             raise ConfigError(
                 f"{checkpoint}: found step {state['step']} of a run with seed {state['seed']}, wanted at "

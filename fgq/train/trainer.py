@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Callable, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fgq.errors import ConfigError, DataError, FgqError
 from fgq.train import fused
 from fgq.train.batches import Batch, Data, Samples, batch_of, rows_of_step
+from fgq.train.checkpoint import restore as _restore
+from fgq.train.checkpoint import save as _save
 from fgq.train.objective import Features, Logits, Objective
 from fgq.train.prepare import quantized_layers
 
@@ -162,7 +163,8 @@ def train(
     DataError
         If there are no data, or a label is out of range.
     ConfigError
-        If a checkpoint is missing or of another schedule, or the batch cannot be shared evenly.
+        If a checkpoint is missing, damaged or of another schedule or network, or the batch cannot be shared
+        evenly.
     TrainingError
         If the loss becomes NaN or infinite.
     """
@@ -313,45 +315,10 @@ def _diverged(student: nn.Module, inputs: tuple[Tensor, ...], step: int, checkpo
     )
 
 
-def _save(
-    path: Path,
-    schedule: Schedule,
-    student: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    beside = path.with_suffix(".tmp")
-    state = {
-        "schedule": asdict(schedule),
-        "step": step,
-        "student": student.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
-    torch.save(state, beside)
-    os.replace(beside, path)
-
-
-def _restore(
-    path: Path,
-    schedule: Schedule,
-    student: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-) -> int:
-    if not path.is_file():
-        raise ConfigError(f"{path}: found no checkpoint, wanted one to go on from; omit --resume")
-    state = torch.load(path, weights_only=True)
-    found, wanted = state["schedule"], asdict(schedule)
-    differing = [name for name in wanted if name != "checkpoint_every" and found.get(name) != wanted[name]]
-    if differing:
-        name = differing[0]
-        raise ConfigError(f"{path}: found a run with {name} {found.get(name)}, wanted {wanted[name]}")
-    student.load_state_dict(state["student"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def _is_before(row: Sequence[str], first: int) -> bool:
+    """Tell whether a row is of a step up to the first one that follows; a damaged one is of none."""
+    step = row[0] if len(row) == len(_COLUMNS) else ""
+    return step.isascii() and step.isdigit() and len(step) < 20 and int(step) <= first
 
 
 class _Metrics:
@@ -361,8 +328,9 @@ class _Metrics:
         path = folder / METRICS
         kept: Sequence[Sequence[str]] = []
         if first and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.reader(file) if row[0].isdigit() and int(row[0]) <= first]
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                with suppress(csv.Error):
+                    kept = [row for row in csv.reader(file) if _is_before(row, first)]
         self._file = path.open("w", newline="", encoding="utf-8")
         self._rows = csv.writer(self._file)
         self._rows.writerows([_COLUMNS, *kept])
