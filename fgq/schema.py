@@ -80,7 +80,7 @@ def check(kind: Kind[T], value: object, where: str, error: type[FgqError]) -> T:
 
 def shown(value: object) -> str:
     """Return a value for an error's message: short, in one line, whatever it is."""
-    return _SHORT.repr(value)
+    return _SHORT.repr(value).replace("\n", " ")
 
 
 def whole(least: int, most: int) -> Kind[int]:

@@ -364,8 +364,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("option", "value", "found"),
         [
-            ("--include", "(", "include: '(' is not a regular expression"),
-            ("--exclude", "*", "exclude: '*' is not a regular expression"),
+            ("--include", "(", "include: found '(', wanted a regular expression"),
+            ("--exclude", "*", "exclude: found '*', wanted a regular expression"),
             (
                 "--include",
                 "nothing",

@@ -61,7 +61,7 @@ def test_held_out_data(command):
     ("arguments", "message"),
     [
         (("--plan", "missing.json"), "missing.json: cannot be read"),
-        (("--plan", "x.npz"), "x.npz: is not valid JSON"),
+        (("--plan", "x.npz"), "x.npz: cannot be read (it is not UTF-8 text)"),
         (("--save-plan", "plan.json"), "--save-plan: found no plan to save"),
         (("--plan", "x.npz", "--dry-run"), "--dry-run: found --plan or --save-plan with it"),
         (("--target-bits", "3", "--save-plan", "out.onnx"), "out.onnx: found the same file as out.onnx"),
