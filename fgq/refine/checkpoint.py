@@ -101,7 +101,7 @@ class Checkpoint:
         try:
             headers = npz.read_headers(path)
             wanted = _wanted(layer, headers)
-            if any(not fits(headers[name]) for name, fits in wanted.items()) or len(wanted) != len(headers):
+            if set(wanted) != set(headers) or not all(fits(headers[name]) for name, fits in wanted.items()):
                 return None
             arrays = {name: npz.read_array(path, name) for name in headers}
             if arrays.pop("digest").tobytes() != self._digest(layer, arrays):

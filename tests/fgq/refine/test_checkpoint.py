@@ -1,5 +1,7 @@
 """A conversion that was interrupted goes on to the same file, and meets no layers of another."""
 
+import shutil
+
 import numpy as np
 import onnx
 import pytest
@@ -50,6 +52,24 @@ def interrupted(source, destination, config=CONFIG):
 
     with pytest.raises(Interrupt):
         convert_file(source, destination, config, DATA, progress)
+
+
+@pytest.fixture(scope="module")
+def made(make_model, tmp_path_factory):
+    """The report of a whole conversion, and in its folder the file and what an interruption leaves."""
+    folder = tmp_path_factory.mktemp("made")
+    onnx.save(make_model(TEXT, WEIGHTS), folder / "float.onnx")
+    report = convert_file(folder / "float.onnx", folder / "whole.onnx", CONFIG, DATA)
+    interrupted(folder / "float.onnx", folder / "out.onnx")
+    return folder, report
+
+
+@pytest.fixture
+def unfinished(made, tmp_path):
+    """What an interruption has left beside ``out.onnx``."""
+    folder = unfinished_folder(tmp_path / "out.onnx")
+    shutil.copytree(unfinished_folder(made[0] / "out.onnx"), folder)
+    return folder
 
 
 @pytest.fixture
@@ -146,22 +166,18 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_counts_as_absent(source, tmp_path, refined, damage):
-    report = convert_file(source, tmp_path / "whole.onnx", CONFIG, DATA)
-    interrupted(source, tmp_path / "out.onnx")
-    one, other = sorted(unfinished_folder(tmp_path / "out.onnx").glob("*.npz"))
-    DAMAGES[damage](one, other)
-    refined.clear()
+def test_a_damaged_file_counts_as_absent(source, made, unfinished, tmp_path, refined, damage):
+    whole, report = made
+    DAMAGES[damage](*sorted(unfinished.glob("*.npz")))
     again = convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=True)
     assert len(refined) == (3 if damage == "each other's" else 2)
-    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
+    assert (tmp_path / "out.onnx").read_bytes() == (whole / "whole.onnx").read_bytes()
     assert again.warnings == report.warnings
 
 
 @pytest.mark.parametrize("text", [None, b"", b"hello", b"\xff\xfe\xff", b"0" * 10**6])
-def test_a_damaged_fingerprint_is_refused_and_nothing_lost(source, tmp_path, text):
-    interrupted(source, tmp_path / "out.onnx")
-    folder = unfinished_folder(tmp_path / "out.onnx")
+def test_a_damaged_fingerprint_is_refused_and_nothing_lost(source, unfinished, tmp_path, text):
+    folder = unfinished
     (folder / "conversion.txt").unlink()
     if text is not None:
         (folder / "conversion.txt").write_bytes(text)
