@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fgq import npz
 from fgq.errors import ConfigError, DataError, ModelError
-from fgq.images import IMAGE_SUFFIXES, read_image
+from fgq.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from fgq.npz import Header
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Feed = dict[str, NDArray[Any]]
 """One batch: an array for each of the model's inputs, by name."""
+
+_LARGEST_LABEL = 2**31 - 1
 
 LABELS = "labels"
 """The key of class labels in an .npz file, unless the model has an input of that name."""
@@ -215,6 +217,13 @@ def load_samples(path: str | Path, inputs: Sequence[InputSpec]) -> Samples:
         Naming the file, what was found and what was wanted.
     """
     path = Path(path)
+    try:
+        return _open_samples(path, inputs)
+    except (OSError, ValueError) as error:  # a name too long, a ring of links, a folder that may not be read
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def _open_samples(path: Path, inputs: Sequence[InputSpec]) -> Samples:
     if not path.exists():
         raise DataError(f"{path}: found no such file, wanted a .npz file, or a folder of them or of images")
     if not path.is_dir():
@@ -318,13 +327,13 @@ class _Arrays:
 class _NpzFile:
     path: Path
     length: int
-    names: tuple[str, ...]
+    headers: Mapping[str, Header]
 
     def __len__(self) -> int:
         return self.length
 
     def read(self) -> Feed:
-        feed = {name: npz.read_array(self.path, name) for name in self.names}
+        feed = {name: npz.read_array(self.path, name, header) for name, header in self.headers.items()}
         _check_finite(feed, self.path)
         return feed
 
@@ -352,12 +361,12 @@ class _Image:
 
 def _npz_samples(files: Sequence[Path], inputs: Sequence[InputSpec]) -> Samples:
     parts, labels = [], []
-    names = tuple(spec.name for spec in inputs)
     for path in files:
         headers = npz.read_headers(path)
-        parts.append(_NpzFile(path, _check_headers(headers, inputs, path), names))
+        length = _check_headers(headers, inputs, path)
+        parts.append(_NpzFile(path, length, {spec.name: headers[spec.name] for spec in inputs}))
         if _has_labels(headers, inputs):
-            labels.append(_checked_labels(npz.read_array(path, LABELS), path))
+            labels.append(_checked_labels(npz.read_array(path, LABELS, headers[LABELS]), path))
         if len(labels) not in (0, len(parts)):
             found, before = ("no labels", "some") if LABELS not in headers else ("labels", "none")
             raise DataError(f"{path}: found {found} but {before} in {files[0]}, wanted them in all or none")
@@ -402,6 +411,11 @@ def _image_input(folder: Path, inputs: Sequence[InputSpec]) -> _ImageInput:
             np.float16,
             np.float32,
         ):
+            if not 0 < height * width <= MAX_PIXELS:
+                raise DataError(
+                    f"{folder}: found the input {spec}, wanted images of at most {MAX_PIXELS} pixels; "
+                    "prepare anything else as .npz files"
+                )
             return _ImageInput(spec.name, spec.dtype, height, width)
     raise DataError(
         f"{folder}: found images for the inputs {'; '.join(map(str, inputs))}, wanted a model with one input "
@@ -454,8 +468,9 @@ def _checked_labels(labels: NDArray[Any], where: str | Path) -> NDArray[np.int64
     wanted = "wanted one whole number of 0 or more for each sample"
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DataError(f"{where}: found labels {labels.dtype}{list(labels.shape)}, {wanted}")
-    if labels.min() < 0:
-        raise DataError(f"{where}: found the label {labels.min()}, {wanted}")
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label <= _LARGEST_LABEL:
+            raise DataError(f"{where}: found the label {label}, {wanted}")
     return labels.astype(np.int64)
 
 

@@ -175,9 +175,9 @@ def _read_feed(path: Path, model: str | os.PathLike[str]) -> dict[str, Any]:
         raise DataError(f"{path}: found the keys {sorted(found)}, wanted {wanted} (the model's inputs)")
     feed = {}
     for spec in specs:
-        array = npz.read_array(path, spec.name)
-        fixed = [a == b for a, b in zip(array.shape, spec.shape, strict=False) if isinstance(b, int)]
-        if array.dtype != spec.dtype or array.ndim != len(spec.shape) or not all(fixed):
-            raise DataError(f"{path}: found {spec.name}: {array.dtype}{list(array.shape)}, wanted {spec}")
-        feed[spec.name] = array
+        header = found[spec.name]
+        fixed = [a == b for a, b in zip(header.shape, spec.shape, strict=False) if isinstance(b, int)]
+        if header.dtype != spec.dtype or len(header.shape) != len(spec.shape) or not all(fixed):
+            raise DataError(f"{path}: found {spec.name}: {header}, wanted {spec}")
+        feed[spec.name] = npz.read_array(path, spec.name, header)
     return feed

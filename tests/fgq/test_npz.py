@@ -1,5 +1,8 @@
 """Damaged and hostile .npz files: every one is refused in one line."""
 
+import io
+import os
+import resource
 import warnings
 import zipfile
 
@@ -61,6 +64,157 @@ def test_a_header_too_long_to_parse_gives_one_line(tmp_path):
     with pytest.raises(DataError) as caught:
         read(path)
     assert "\n" not in str(caught.value)
+
+
+def npy(array, **changes):
+    """Return an array's file, with other fields in its header."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(array.dtype),
+        "fortran_order": False,
+        "shape": array.shape,
+    }
+    text = f"{header | changes}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + array.tobytes()
+
+
+def archive(path, members, method=zipfile.ZIP_STORED):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as file:
+        warnings.simplefilter("ignore")
+        for name, content in members:
+            file.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("names", [("x", "x.npy"), ("x.npy", "x"), ("x.npy", "x.npy")])
+def test_two_arrays_of_one_name(tmp_path, names):
+    path = archive(tmp_path / "a.npz", [(name, npy(ROWS + place)) for place, name in enumerate(names)])
+    with pytest.raises(DataError, match=r"a\.npz: found two arrays named 'x', wanted one"):
+        read_headers(path)
+    with pytest.raises(DataError, match=r"a\.npz: found two arrays named 'x', wanted one"):
+        read_array(path, "x")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("array", [ROWS, np.asfortranarray(ROWS), ROWS.astype(">f4"), np.zeros((0, 4))])
+def test_every_version_order_and_byte_order(tmp_path, version, array):
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array, version)
+    path = archive(tmp_path / "a.npz", [("x.npy", content.getvalue())], zipfile.ZIP_DEFLATED)
+    header = read_headers(path)["x"]
+    found = read_array(path, "x", header)
+    assert (header.shape, header.dtype) == (found.shape, found.dtype) == (array.shape, array.dtype)
+    assert found.flags.writeable
+    np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"shape": (-20, -3)}, "negative length"),
+        ({"shape": (20, 4)}, "cut short"),
+        ({"shape": (20, 2)}, "cut short"),
+        ({"shape": (1 << 70,)}, "cut short"),
+        ({"shape": "20"}, "shape is not valid"),
+        ({"descr": "<U0", "shape": (1 << 40,)}, "found <U0 values in 'x'"),
+        (
+            {"descr": [("a", "<f4"), ("b", "<f4")], "shape": (30,)},
+            "values in 'x', wanted an array of numbers",
+        ),
+        ({"descr": "|V4"}, r"values in 'x', wanted an array of numbers"),
+        ({"descr": "<M8[ns]", "shape": (30,)}, r"values in 'x', wanted an array of numbers"),
+        ({"descr": "|O"}, "found Python objects in 'x'"),
+        ({"fortran_order": 2}, "fortran_order is not a valid bool"),
+        ({"more": 1}, "Header does not contain the correct keys"),
+    ],
+)
+def test_headers_that_are_not_what_they_should_be(tmp_path, changes, found):
+    path = archive(tmp_path / "a.npz", [("x.npy", npy(ROWS, **changes))])
+    for reader in (read_headers, lambda path: read_array(path, "x")):
+        with pytest.raises(DataError, match=found):
+            reader(path)
+
+
+@pytest.mark.parametrize(
+    "text", [b"__import__('os').system('touch gone')", b"(" * 300, b"{}", b"\xff" * 20, b""]
+)
+def test_a_header_that_is_no_literal(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+    with pytest.raises(DataError, match="found no readable"):
+        read(archive(tmp_path / "a.npz", [("x.npy", content)]))
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("version", [0, 4, 255])
+def test_an_unknown_version(tmp_path, version):
+    content = bytearray(npy(ROWS))
+    content[6] = version
+    with pytest.raises(DataError, match=f"unknown version {version}.0"):
+        read(archive(tmp_path / "a.npz", [("x.npy", bytes(content))]))
+
+
+def test_more_than_memory_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("fgq.npz._memory", lambda: 100)
+    with pytest.raises(DataError, match=r"found x: float32\[20, 3\], 240 bytes, wanted arrays that fit"):
+        read(archive(tmp_path / "a.npz", [("x.npy", npy(ROWS))]))
+
+
+def test_a_size_that_is_a_lie_is_not_believed(tmp_path):
+    """All three places that tell a size agree on a gigabyte; the data are 240 bytes."""
+    size = 1 << 28
+    content = npy(ROWS, shape=(size,))
+    path = archive(tmp_path / "a.npz", [("x.npy", content)])
+    whole = path.read_bytes()
+    told, lie = (
+        len(content).to_bytes(4, "little"),
+        (len(content) - ROWS.nbytes + 4 * size).to_bytes(4, "little"),
+    )
+    path.write_bytes(whole.replace(told, lie))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError, match="found no readable"):
+        read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kilobytes
+
+
+def test_names_are_but_names(tmp_path):
+    names = ["/etc/x", "../up", "a/b", "C:\\x", "."]
+    path = archive(tmp_path / "a.npz", [(f"{name}.npy", npy(ROWS)) for name in names])
+    assert sorted(read(path)) == sorted(names)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_folders_encrypted_members_and_too_many(tmp_path):
+    with pytest.raises(DataError, match="found no readable"):
+        read(archive(tmp_path / "a.npz", [("x/", b"")]))
+    path = archive(tmp_path / "b.npz", [("x.npy", npy(ROWS))])
+    content = bytearray(path.read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="encrypted"):
+        read(path)
+    many = [(f"{number}.npy", b"") for number in range(10_001)]
+    with pytest.raises(DataError, match="found 10001 arrays, wanted at most 10000"):
+        read(archive(tmp_path / "c.npz", many))
+
+
+def test_a_file_that_changes_after_its_check(tmp_path):
+    path = archive(tmp_path / "a.npz", [("x.npy", npy(ROWS))])
+    header = read_headers(path)["x"]
+    archive(path, [("x.npy", npy(ROWS[:5]))])
+    with pytest.raises(DataError, match=r"found x: float32\[5, 3\], wanted the float32\[20, 3\] that it was"):
+        read_array(path, "x", header)
+    archive(path, [("y.npy", npy(ROWS))])
+    with pytest.raises(DataError, match="found no array 'x' any more"):
+        read_array(path, "x", header)
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "link", tmp_path / "gone"):
+        with pytest.raises(DataError, match="found no file but a folder, device or pipe, or nothing"):
+            read_headers(path)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
