@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fgq.container import constant
 from fgq.qtensor import MAX_REDUCTION
+from fgq.runtime.windows import may_crop
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
 """Operators that hold most of a network's weights; every one of them appears in the report, and so does an
@@ -173,6 +174,8 @@ def _conv(node: ir.Node, in_subgraph: bool) -> Layer | str:
         return _not_constant("weights", node.inputs[1])
     if weight.ndim != 4:
         return f"a convolution of {weight.ndim - 2} spatial axes; 2 are converted"
+    if may_crop(node, weight.shape[2:]):
+        return "its auto_pad and strides longer than its windows are onnxruntime's own"
     return Layer(node, 1, group_axis=1, channel_axis=0, in_subgraph=in_subgraph)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fgq.container import constant, is_unpack, read_weight
 from fgq.qtensor import QuantizedTensor
 from fgq.runtime.quantizers import Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.windows import may_crop
 from fgq.scheme import Quantizer
 
 Kind = Literal["conv", "gemm", "matmul", "matmul_left"]
@@ -140,6 +141,8 @@ def _recognise(node: ir.Node) -> IntegerLayer | None:
     if found is None:
         return None
     kind, index, weight = found
+    if kind == "conv" and may_crop(node, weight.shape[2:]):
+        return None
     activation = read_quantized(node.inputs[1 - index])
     if activation is None:
         return None

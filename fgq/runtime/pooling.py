@@ -14,7 +14,7 @@ from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step
-from fgq.runtime.windows import read_window
+from fgq.runtime.windows import may_crop, read_window
 
 _IMAGE = channels_last(4)
 
@@ -77,11 +77,16 @@ class PoolStep(Step):
             "highest": made.highest,
             "threads": threads,
         }
-        if not self._kernel:
+        if not self._kernel or self._is_global(x):
             return GlobalAveragePool(x, out, **quantizers)
         padding = bool(self._node.attributes.get_int("count_include_pad", 0))
         window = self._window(x)
         return AveragePool(x, out, self._kernel, window, count_padding=padding, **quantizers)
+
+    def _is_global(self, x: Array) -> bool:
+        """Tell whether the window is the whole image; onnxruntime then rounds as in GlobalAveragePool."""
+        window = self._window(x)
+        return self._kernel == x.shape[1:3] and not any(window.pads) and window.dilations == (1, 1)
 
     def _window(self, x: Array) -> Window:
         window = read_window(self._node, self._kernel, x.shape[1:3])
@@ -118,7 +123,7 @@ def read_pool(node: ir.Node) -> PoolStep | None:
     if node.op_type == "GlobalAveragePool":
         shape = node.inputs[0].shape  # type: ignore[union-attr]
         return PoolStep(node, given, result, made) if shape is not None and len(shape) == 4 else None
-    if len(kernel) != 2:
+    if len(kernel) != 2 or may_crop(node, kernel):
         return None
     if node.op_type == "MaxPool" and made.quantizer != given.quantizer:
         return None

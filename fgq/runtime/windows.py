@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 
 from fgq.errors import ModelError
@@ -46,6 +48,22 @@ def read_window(node: ir.Node, kernel: tuple[int, ...], image: tuple[int, ...] |
         pads=pads,  # type: ignore[arg-type]
         dilations=dilations,  # type: ignore[arg-type]
         groups=node.attributes.get_int("group", 1),
+    )
+
+
+def may_crop(node: ir.Node, kernel: Sequence[int]) -> bool:
+    """Tell whether the first window of a Conv or pooling may begin inside the image.
+
+    The padding that onnxruntime computes for ``auto_pad`` is negative where strides are longer than windows;
+    what it makes of that differs from operator to operator, and `read_window` has none that is.
+    """
+    if node.attributes.get_string("auto_pad", "NOTSET") not in ("SAME_UPPER", "SAME_LOWER"):
+        return False
+    strides = node.attributes.get_ints("strides", (1, 1))
+    dilations = node.attributes.get_ints("dilations", (1, 1))
+    return any(
+        stride - ((taps - 1) * dilation + 1) > 1
+        for taps, stride, dilation in zip(kernel, strides, dilations, strict=True)
     )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from fgq import convert
+from fgq import Session, convert
 from fgq.config import Activations
 from fgq.converters.layers import FloatNode, Layer, find_layers
 from fgq.converters.passes import prepare
@@ -242,3 +242,30 @@ def test_layers_of_loops(make_model, check_integers, inside):
     result = convert(model, calibration=[feeds], group_size=4)
     assert [layer.is_converted for layer in result.report.layers] == [True]
     check_integers(result.model, feeds)
+
+
+@pytest.mark.parametrize(("strides", "float_"), [("[3,1]", False), ("[4,1]", True), ("[1,5]", True)])
+def test_windows_that_auto_pad_lets_begin_inside_the_image(make_model, run, strides, float_):
+    """What onnxruntime makes of negative padding is left to it."""
+    rng = np.random.default_rng(0)
+    text = f"""(float[N,8,9,10] x) => (float y) {{
+        c = Conv<auto_pad="SAME_UPPER", strides={strides}>(x, w)
+        y = Conv(c, v)
+    }}"""
+    weights = {"w": rng.standard_normal((8, 8, 2, 1)) / 4, "v": rng.standard_normal((8, 8, 1, 1)) / 3}
+    model = make_model(text, {name: array.astype(np.float32) for name, array in weights.items()})
+    x = rng.standard_normal((8, 8, 9, 10)).astype(np.float32)
+    found, report = convert(
+        model,
+        weights="int8",
+        recipe="fgq",
+        calibration={"x": x},
+        x86_without_vnni=True,
+        first_last_int8=False,
+    )
+    assert (report.layers[0].scheme == "float") == float_
+    (exact,), (theirs,) = run(model, {"x": x}), run(found, {"x": x})
+    (ours,) = Session(found.SerializeToString()).run(None, {"x": x})
+    largest = np.abs(exact).max()
+    np.testing.assert_allclose(theirs, exact, 0, 0.05 * largest)
+    np.testing.assert_allclose(ours, theirs, 0, 1e-5 * largest)
