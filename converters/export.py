@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
@@ -59,20 +62,33 @@ def _is_weight(node: ir.Node) -> bool:
     return node.op_type == "DequantizeLinear" and node.domain == "" and constant(node.inputs[0]) is not None
 
 
-def _dequantized(node: ir.Node) -> NDArray[np.float32]:
+def _dequantized(node: ir.Node) -> NDArray[Any]:
+    """Return what a DequantizeLinear makes of constants, of the type of its scale."""
     integers, scale = constant(node.inputs[0]), constant(node.inputs[1])
     zero = constant(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.int8)
-    blocked = node.attributes.get_int("block_size", 0) != 0
-    if integers is None or scale is None or zero is None or blocked:
+    if integers is None or scale is None or zero is None:
+        raise ModelError(f"{node.name}: found scales that are computed, wanted constants")
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    try:
+        scale, zero = (_spread(values, integers.shape, axis, block) for values in (scale, zero))
+        centred = (integers.astype(np.float64) - zero.astype(np.float64)).astype(np.float32)
+        weights = np.broadcast_to(centred * scale.astype(np.float32), integers.shape)
+    except (ValueError, IndexError) as error:
         raise ModelError(
-            f"{node.name}: found scales that are computed or blocked, wanted constants per channel"
-        )
-    along = [1] * integers.ndim
-    if scale.ndim:
-        along[node.attributes.get_int("axis", 1)] = -1
-    centred = integers.astype(np.int32) - zero.astype(np.int32).reshape(along if zero.ndim else ())
-    weights: NDArray[np.float32] = centred.astype(np.float32) * scale.reshape(along if scale.ndim else ())
-    return weights
+            f"{node.name}: found scales that do not fit integers of shape {list(integers.shape)} ({error})"
+        ) from None
+    return weights.astype(scale.dtype)
+
+
+def _spread(values: NDArray[Any], shape: Sequence[int], axis: int, block: int) -> NDArray[Any]:
+    """Return scales or zero points, one for all, for each channel or for each block, as they broadcast."""
+    if values.size == 1:
+        return values.reshape(())
+    if block:
+        return np.repeat(values, block, axis).take(range(shape[axis]), axis)
+    along = [1] * len(shape)
+    along[axis] = -1
+    return values.reshape(along)
 
 
 def _replace(names: Names, node: ir.Node, array: ArrayLike) -> None:

@@ -160,7 +160,10 @@ def _describe(node: ir.Node, in_subgraph: bool) -> Layer | FloatNode:
         case "Gemm":
             found = _gemm(node, in_subgraph)
         case "Gather":
+            table = constant(node.inputs[0])
             found = "an embedding: rows are looked up, nothing is multiplied"
+            if table is not None and table.ndim > 2:
+                found = "matrices are picked at run time: what multiplies them is not converted"
         case other:
             found = f"the operator {other} is not converted"
     if isinstance(found, str):
@@ -172,6 +175,8 @@ def _conv(node: ir.Node, in_subgraph: bool) -> Layer | str:
     weight = constant(node.inputs[1])
     if weight is None:
         return _not_constant("weights", node.inputs[1])
+    if constant(node.inputs[0]) is not None:
+        return "both sides are constant"
     if weight.ndim != 4:
         return f"a convolution of {weight.ndim - 2} spatial axes; 2 are converted"
     if may_crop(node, weight.shape[2:]):
@@ -189,21 +194,33 @@ def _matmul(node: ir.Node, in_subgraph: bool) -> Layer | str:
         if left.ndim < 2:
             return "its constant side is a vector"
         return Layer(node, 0, group_axis=left.ndim - 1, channel_axis=left.ndim - 2, in_subgraph=in_subgraph)
-    return "both sides are computed at run time" if left is None else "both sides are constant"
+    if left is not None:
+        return "both sides are constant"
+    if any(_is_quantized(value) for value in node.inputs):
+        return "its weights are already quantized"
+    return "both sides are computed at run time"
 
 
 def _gemm(node: ir.Node, in_subgraph: bool) -> Layer | str:
     if constant(node.inputs[1]) is None:
         return _not_constant("weights", node.inputs[1])
+    if constant(node.inputs[0]) is not None:
+        return "both sides are constant"
     channel_axis = 0 if node.attributes.get_int("transB", 0) else 1
     return Layer(node, 1, group_axis=1 - channel_axis, channel_axis=channel_axis, in_subgraph=in_subgraph)
 
 
 def _not_constant(what: str, value: ir.Value | None) -> str:
-    producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
-        return f"its {what} are already quantized"
-    return f"its {what} are computed at run time"
+    how = "already quantized" if _is_quantized(value) else "computed at run time"
+    return f"its {what} are {how}"
+
+
+def _is_quantized(value: ir.Value | None) -> bool:
+    """Tell whether a value is a constant of integers, dequantized."""
+    node = None if value is None else value.producer()
+    if node is None or (node.domain, node.op_type) != ("", "DequantizeLinear"):
+        return False
+    return constant(node.inputs[0]) is not None
 
 
 def _check_values(layer: Layer) -> Layer | FloatNode:

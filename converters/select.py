@@ -18,6 +18,9 @@ from fgq.scheme import ActivationScheme, Granularity, WeightScheme
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose second input is a shape and no operand."""
 
+_MEASURING = frozenset({"Shape", "Size"})
+"""Operators that see how large a value is, and nothing of what it holds."""
+
 _HEAD = _LAYOUT | set(
     "Add Sub Mul Div Flatten Transpose Identity Cast Softmax LogSoftmax Sigmoid Tanh Clip Relu".split()
 )
@@ -183,7 +186,7 @@ def _first(inputs: Iterable[ir.Value], layers: Set[ir.Node]) -> list[ir.Node]:
     reached = []
     while waiting:
         for node in waiting.pop().consumers():
-            if node in seen:
+            if node in seen or (node.domain == "" and node.op_type in _MEASURING):
                 continue
             seen.add(node)
             if node in layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +76,30 @@ def self_check(path: Path, feed: Feed, exact: Mapping[str, Any], *, data: str) -
         raise ModelError(f"converted model: onnxruntime cannot run it ({first_line(error)})") from None
     ours = Session(path).run(None, feed)
     names = [output.name for output in session.get_outputs()]
+    first, second, ours = (_tensors(names, values) for values in (first, second, ours))
+    wanted = _tensors(exact.keys(), exact.values())
     return SelfCheck(
         samples=next((array.shape[0] for array in feed.values() if array.ndim), 1),
         data=data,
-        repeatable=all(
-            np.array_equal(a, b, equal_nan=_is_float(a)) for a, b in zip(first, second, strict=True)
-        ),
+        repeatable=first.keys() == second.keys()
+        and all(np.array_equal(a, second[name], equal_nan=_is_float(a)) for name, a in first.items()),
         outputs=tuple(
-            _compare(name, theirs, mine, exact.get(name))
-            for name, theirs, mine in zip(names, first, ours, strict=True)
-            if isinstance(theirs, np.ndarray) and theirs.dtype.kind in "fiub"
+            _compare(name, theirs, ours.get(name), wanted.get(name))
+            for name, theirs in first.items()
+            if theirs.dtype.kind in "fiub"
         ),
     )
+
+
+def _tensors(names: Iterable[str], values: Iterable[Any]) -> dict[str, NDArray[Any]]:
+    """Return the tensors among some values by name, those of a sequence as ``name[0]``, ``name[1]``, .."""
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, np.ndarray):
+            found[name] = value
+        elif isinstance(value, list):
+            found |= _tensors([f"{name}[{index}]" for index in range(len(value))], value)
+    return found
 
 
 def few_samples(feed: Feed, free_batch: bool, count: int = 2) -> dict[str, NDArray[Any]]:
@@ -111,19 +123,21 @@ def _is_float(array: NDArray[Any]) -> bool:
     return array.dtype.kind == "f"
 
 
-def _compare(name: str, theirs: NDArray[Any], ours: NDArray[Any], exact: Any) -> OutputCheck:
+def _compare(
+    name: str, theirs: NDArray[Any], ours: NDArray[Any] | None, exact: NDArray[Any] | None
+) -> OutputCheck:
     reference = theirs.astype(np.float64)
     largest = float(np.abs(reference).max(initial=0.0))
     # sizes may depend on the data: then nothing but the size can be compared
     difference = float("inf")
-    if theirs.shape == ours.shape:
+    if ours is not None and theirs.shape == ours.shape:
         with np.errstate(invalid="ignore"):  # infinity less infinity
             difference = float(np.abs(reference - ours).max(initial=0.0))
-    comparable = isinstance(exact, np.ndarray) and exact.shape == reference.shape
+    comparable = exact is not None and exact.shape == reference.shape
     ratio = signal_to_noise_db(exact, reference) if comparable else float("-inf")
     return OutputCheck(
         name=name,
         engines_difference=difference / largest if largest else difference,
-        engines_equal=bool(np.array_equal(theirs, ours, equal_nan=_is_float(theirs))),
+        engines_equal=ours is not None and bool(np.array_equal(theirs, ours, equal_nan=_is_float(theirs))),
         signal_to_noise_db=ratio,
     )

@@ -137,7 +137,7 @@ def compare(
                     f"as in {float_model}, the model it was converted from"
                 )
             sums[name].add(f, c)
-        done += len(next(iter(feed.values())))
+        done += next((len(array) for array in feed.values() if array.ndim), 1)
         if progress is not None:
             progress(done)
     return [
@@ -182,8 +182,7 @@ def _exposing(model: ir.Model, names: Sequence[str]) -> ir.Model:
     model.graph.outputs.clear()
     for name in names:
         value = values[name]
-        if value.dtype is None:
-            value.dtype = ir.DataType.FLOAT
+        value.type = value.shape = None  # onnxruntime knows them better than the file may
         model.graph.outputs.append(value)
     return model
 

@@ -1,8 +1,8 @@
-"""Evaluate layout operators whose inputs are constants, so that weights are found behind them."""
+"""Evaluate operators whose inputs are constants, so that weights are found behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,17 @@ from onnx.reference import ReferenceEvaluator
 from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer, redirect
 
-FOLDED = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
+LAYOUT = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
+
+ELEMENTWISE = frozenset(
+    "Abs Add Ceil Clip Div Exp Floor Log Max Min Mul Neg Pow Reciprocal Relu Round Sigmoid Sign Sqrt Sub "
+    "Tanh".split()
+)
+
+SMALLER = frozenset(
+    "Concat Slice ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum ReduceSumSquare".split()
+)
+"""Operators whose results hold no more elements than their operands."""
 
 _EXACT = frozenset(
     getattr(onnx.TensorProto, name)
@@ -23,10 +33,11 @@ _EXACT = frozenset(
 
 
 class FoldConstants(ir.passes.InPlacePass):
-    """Replace layout operators on initializers by their value.
+    """Replace operators on initializers by their value.
 
-    1. Only the operators in `FOLDED`, in the main graph, with every input an initializer. A Cast only to the
-       types in `_EXACT`, to which onnxruntime and the reference round alike, and not from or to text.
+    1. Only those of layout, and of floats those of arithmetic whose result is no larger than its operands, in
+       the main graph, with every input an initializer. A Cast only to the types in `_EXACT`, to which
+       onnxruntime and the reference round alike, and not from or to text.
     2. The value is that of the ONNX reference evaluator.
     3. Nodes are visited in order, so chains fold whole.
     4. A result that is a graph output keeps its node.
@@ -37,12 +48,13 @@ class FoldConstants(ir.passes.InPlacePass):
         graph = model.graph
         modified, names = False, Names(graph)
         for node in list(graph):
-            if node.op_type not in FOLDED or node.domain != "" or node.outputs[0].is_graph_output():
+            if node.domain != "" or node.outputs[0].is_graph_output():
                 continue
             if node.op_type == "Cast" and node.attributes.get_int("to", 0) not in _EXACT:
                 continue
             inputs = {str(value.name): constant(value) for value in node.inputs if value is not None}
-            if not inputs or any(array is None or array.dtype.kind == "O" for array in inputs.values()):
+            known = [array for array in inputs.values() if array is not None]
+            if not known or len(known) < len(inputs) or not _is_folded(node.op_type, known):
                 continue
             output = node.outputs[0]
             name, result = str(output.name), _evaluate(model, node, inputs)
@@ -51,6 +63,18 @@ class FoldConstants(ir.passes.InPlacePass):
             graph.remove(node, safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _is_folded(op_type: str, arrays: Sequence[NDArray[Any]]) -> bool:
+    if op_type in LAYOUT:
+        return arrays[0].dtype.kind != "O"
+    if arrays[0].dtype != np.float32 or op_type not in ELEMENTWISE | SMALLER:
+        return False
+    try:
+        size = np.broadcast(*arrays).size if op_type in ELEMENTWISE else 0
+    except ValueError:
+        return False
+    return size <= sum(array.size for array in arrays)
 
 
 def _evaluate(model: ir.Model, node: ir.Node, arrays: Mapping[str, Any]) -> NDArray[Any]:
@@ -69,5 +93,6 @@ def _evaluate(model: ir.Model, node: ir.Node, arrays: Mapping[str, Any]) -> NDAr
         ),
         opset_imports=[onnx.helper.make_opsetid("", model.opset_imports[""])],
     )
-    (result,) = ReferenceEvaluator(one_node).run(None, dict(arrays))
+    with np.errstate(all="ignore"):  # a quotient by zero is what it is
+        (result,) = ReferenceEvaluator(one_node).run(None, dict(arrays))
     return np.asarray(result)

@@ -20,8 +20,10 @@ from onnx import helper, numpy_helper
 from fgq.container import constant
 from fgq.errors import DataError, ModelError
 from fgq.onnx_file import first_line
+from fgq.ort_values import needs_values, run_values
 
-Values = dict[str, NDArray[Any]]
+Values = dict[str, Any]
+"""Arrays by name; a sequence is a list of arrays, an empty optional value None."""
 
 HELD_BYTES = 1 << 30
 """What a prefix keeps in memory, in bytes; further values lie in temporary files."""
@@ -69,7 +71,7 @@ class Piece:
         self._functions = [ir.serde.serialize_function(each) for each in model.functions.values()]
         self._constants: dict[str, onnx.TensorProto] = {}
         self._nodes = []
-        self._inputs: set[str] = set()
+        self._inputs: dict[str, ir.Value] = {}
         for node in nodes:
             proto = ir.serde.serialize_node(node)
             if replaced and node in replaced:
@@ -81,7 +83,7 @@ class Piece:
                 name = str(value.name)
                 array = constant(value)
                 if array is None:
-                    self._inputs.add(name)
+                    self._inputs[name] = value
                 elif name in proto.input or value not in node.inputs:
                     self._constants[name] = numpy_helper.from_array(array, name)
         self._session: Any = None
@@ -107,17 +109,17 @@ class Piece:
         if self._session is None:
             self._session = self._open(feed)
         try:
-            return dict(zip(self._outputs, self._session.run(self._outputs, feed), strict=True))
+            return dict(zip(self._outputs, self._run(feed), strict=True))
         except Exception as error:  # onnxruntime's exceptions share no other base
             raise DataError(f"calibration data: a layer cannot run on them ({first_line(error)})") from None
 
+    def _run(self, feed: Values) -> list[Any]:
+        if needs_values(self._session):
+            return run_values(self._session, self._outputs, feed)
+        return list(self._session.run(self._outputs, feed))
+
     def _open(self, feed: Values) -> Any:
-        inputs = [
-            helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim
-            )
-            for name, array in feed.items()
-        ]
+        inputs = [_describe(self._inputs[name], given) for name, given in feed.items()]
         outputs = [onnx.ValueInfoProto(name=name) for name in self._outputs]
         graph = helper.make_graph(self._nodes, "piece", inputs, outputs, list(self._constants.values()))
         imports = [helper.make_opsetid(domain, number) for domain, number in self._imports.items()]
@@ -197,13 +199,34 @@ class Shelf:
 
     def hold(self, values: Values) -> Values:
         """Return the same values, in temporary files where memory holds enough already."""
-        self._held += sum(array.nbytes for array in values.values())
+        self._held += sum(map(_bytes, values.values()))
         return values if self._held <= HELD_BYTES else {name: _on_disk(values[name]) for name in values}
 
 
-def _on_disk(array: NDArray[Any]) -> NDArray[Any]:
+def _describe(value: ir.Value, given: Any) -> onnx.ValueInfoProto:
+    """Describe an input by what is given, or, where that is no array, by what the model knows of it."""
+    if isinstance(given, np.ndarray):
+        dtype = helper.np_dtype_to_tensor_dtype(given.dtype)
+        return helper.make_tensor_value_info(str(value.name), dtype, [None] * given.ndim)
+    known = onnx.ValueInfoProto(name=str(value.name))
+    if value.type is not None:
+        known.type.CopyFrom(ir.serde.serialize_type(value.type))
+    return known
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes, value))
+    return int(getattr(value, "nbytes", 0))
+
+
+def _on_disk(array: Any) -> Any:
     """Return the same values in a temporary file, which goes when the array does."""
-    if isinstance(array, np.memmap) or not array.nbytes:
+    if isinstance(array, list):
+        return [_on_disk(element) for element in array]
+    if not isinstance(array, np.ndarray) or isinstance(array, np.memmap):
+        return array
+    if not array.nbytes or array.dtype.hasobject:
         return array
     with tempfile.TemporaryFile() as file:
         mapped: NDArray[Any] = np.memmap(file, array.dtype, "w+", shape=array.shape)

@@ -72,7 +72,8 @@ def output_rows(layer: Layer, y: Single, picked: NDArray[np.intp] | None = None)
     axis = 1 if layer.op_type == "Conv" else -2 if layer.weight_index == 0 and y.ndim > 1 else -1
     rows = np.moveaxis(y, axis, -1).reshape(-1, y.shape[axis])
     rows = rows if picked is None else rows[picked]
-    return rows.reshape(len(rows), conv_groups(layer), -1).transpose(1, 0, 2)
+    groups = conv_groups(layer)
+    return rows.reshape(len(rows), groups, y.shape[axis] // groups).transpose(1, 0, 2)
 
 
 def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single:
@@ -91,7 +92,7 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
         picked = np.arange(B * OH * OW)
     rows = windows[np.unravel_index(picked, (B, OH, OW))]  # (R, C, kh, kw)
     rows = rows.reshape(len(picked), groups, C // groups, *kernel).transpose(1, 0, 3, 4, 2)
-    return np.ascontiguousarray(rows).reshape(groups, len(picked), -1)
+    return np.ascontiguousarray(rows).reshape(groups, len(picked), C // groups * math.prod(kernel))
 
 
 def pads_of(

@@ -13,6 +13,7 @@ import onnxruntime
 from fgq import onnx_file
 from fgq.container import constant, is_unpack, unpacked
 from fgq.errors import DataError, FgqError, ModelError
+from fgq.ort_values import needs_values, run_values
 from fgq.runtime import operators
 from fgq.runtime.plan import Segment
 from fgq.runtime.step import Array, Call
@@ -134,11 +135,15 @@ class SegmentStep(ForeignStep):
                 raise ModelError(
                     f"model: found a part that onnxruntime refuses ({onnx_file.first_line(error)})"
                 ) from None
+        self._needs_values = needs_values(self.session)
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """See `ForeignStep`."""
+        feed = dict(zip(self._inputs, arrays, strict=True))
         try:
-            return list(self.session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True))))
+            if self._needs_values:
+                return run_values(self.session, self._outputs, feed)
+            return list(self.session.run(self._outputs, feed))
         except Exception as error:
             raise DataError(
                 f"inputs: found values that the model cannot run on ({onnx_file.first_line(error)})"

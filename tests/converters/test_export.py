@@ -2,6 +2,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from fgq import convert
 from fgq.config import Activations, ExportForm, Form
@@ -114,3 +115,48 @@ def test_quantizer_before_an_output(make_model, run):
 def test_refuses_a_float_model(float_model):
     with pytest.raises(ModelError, match="found no packed and no int8 weights"):
         export(ir.from_proto(float_model), ExportForm.INT8)
+
+
+STEPS = np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
+INTEGERS = np.random.default_rng(0).integers(-127, 128, (6, 4)).astype(np.int8)
+FOREIGN = {
+    "one scale": ((), {"ws": np.float32(0.01), "wz": np.int8(3)}),
+    "one scale of one axis": ((), {"ws": np.float32([0.01]), "wz": np.int8([3])}),
+    "columns": ((1,), {"ws": np.float32([1, 2, 3, 4]), "wz": np.int8([0, 1, 2, 3])}),
+    "rows, from the end": ((-2,), {"ws": np.arange(1, 7, dtype=np.float32), "wz": np.int8([0] * 6)}),
+    "blocks": ((0, 4), {"ws": normal(2, 4) ** 2, "wz": np.int8([[1] * 4, [2] * 4])}),
+}
+
+
+@pytest.mark.parametrize(("along", "scales"), FOREIGN.values(), ids=FOREIGN)
+def test_models_of_others_as_float(make_model, run, along, scales):
+    """Scales as onnxruntime's quantizer and others write them, and a float weight behind a quantizer."""
+    named = zip(("axis", "block_size"), along, strict=False)
+    attributes = ", ".join(f"{name}={value}" for name, value in named)
+    text = f"""(float[N,6] x) => (float y) {{
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        w = DequantizeLinear{f"<{attributes}>" if along else ""}(wq, ws, wz)
+        b = DequantizeLinear(bq, bs, bz)
+        a = Gemm(d, w, b)
+        vq = QuantizeLinear(v, s, z)
+        vd = DequantizeLinear(vq, s, z)
+        y = MatMul(a, vd)
+    }}"""
+    weights = {"wq": INTEGERS, "s": np.float32(1e-4), "z": np.uint8(128), "v": np.float32(1e-4) * STEPS}
+    bias = {"bq": np.int32([1 << 30, -5, 7, 0]), "bs": np.float32([1e-9]), "bz": np.int32([0])}
+    model = make_model(text, weights | bias | scales, opset=21, ir_version=10)
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 3]))
+    found = exported(model, ExportForm.FLOAT)
+    assert {node.op_type for node in found.graph.node} == {"Gemm", "MatMul"}
+    x = np.random.default_rng(0).integers(-100, 100, (5, 6)).astype(np.float32) * np.float32(1e-4)
+    # every value is one that its quantizer has, so that the rounding of float products alone is left
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_allclose(run(found, {"x": x})[0], expected, 0, 1e-5 * np.abs(expected).max())
+
+
+def test_scales_that_do_not_fit(make_model):
+    text = "(float[N,6] x) => (float y) { w = DequantizeLinear<axis=7>(wq, ws) y = MatMul(x, w) }"
+    model = make_model(text, {"wq": INTEGERS, "ws": np.float32([1, 2])})
+    with pytest.raises(ModelError, match="found scales that do not fit integers of shape"):
+        exported(model, ExportForm.FLOAT)

@@ -88,8 +88,10 @@ REASONS = {
     ),
     "quantized": (
         "(float[2,6] x) => (float y) { q = DequantizeLinear(i8, s)\n y = MatMul(x, q) }",
-        "both sides are computed",
+        "its weights are already quantized",
     ),
+    "constant matrices": ("(float[2,4] x) => (float y) { a = Gemm(g, m) y = Add(x, a) }", "both sides are"),
+    "constant images": ("(float[1,4,6,6] x) => (float y) { a = Conv(n, f) y = Add(x, a) }", "both sides are"),
 }
 WEIGHTS = {
     "h": normal(6, 4).astype(np.float16),
@@ -101,6 +103,8 @@ WEIGHTS = {
     "l": normal(1, 8, 6),
     "r": normal(1, 8, 2),
     "m": normal(6, 4),
+    "g": normal(2, 6),
+    "n": normal(1, 6, 8, 8),
     "v": normal(6),
     "k": np.ones((66001, 2), np.float32),
     "e": np.ones((6, 0), np.float32),

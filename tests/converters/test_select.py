@@ -69,6 +69,29 @@ def test_first_last_and_depthwise_are_int8(model):
     ]
 
 
+MEASURED = """(float[N,4,4,3] x) => (float y) {
+    a = MatMul(x, e)
+    s = Shape(x)
+    n = Slice(s, zero, one)
+    t = Concat<axis=0>(n, rest)
+    g = Expand(gain, t)
+    b = Mul(a, g)
+    c = Transpose<perm=[0,3,1,2]>(b)
+    y = Conv(c, w)
+}"""
+
+
+def test_a_size_of_an_input_is_no_way_for_its_data(make_model):
+    """A convolution that it leads to is not the first one."""
+    weights = {"e": normal(3, 8), "w": normal(8, 8, 3, 3), "gain": normal(1, 4, 4, 8)}
+    sizes = {"zero": np.int64([0]), "one": np.int64([1]), "rest": np.int64([4, 4, 8])}
+    chosen = choose(make_model(MEASURED, weights | sizes), group_size=4)
+    assert [(entry.layer.op_type, str(entry.weights)) for entry in chosen] == [
+        ("MatMul", "ternary N=3"),
+        ("Conv", "ternary N=4"),
+    ]
+
+
 def test_group_size_that_does_not_fit(model, check_integers):
     schemes = {
         fallback: [entry.weights for entry in choose(model, group_size=4, group_size_fallback=fallback)[2:4]]

@@ -56,9 +56,39 @@ def test_a_cast_disappears_where_onnxruntime_rounds_as_the_reference(make_model,
     assert ("Cast" not in prepared(model, {"x": normal(3, 16)})) == folded
 
 
-def test_other_operators_stay(make_model, prepared):
-    model = make_model("(float[3,16] x) => (float y) { k = Neg(w)\n y = MatMul(x, k) }", WEIGHTS)
-    assert prepared(model, {"x": normal(3, 16)}) == {"MatMul": 1, "Neg": 1}
+ARITHMETIC = {
+    "weight normalization": "n = ReduceL2<axes=[0], keepdims=1>(w)\n u = Div(w, n)\n k = Mul(u, gain)",
+    "online ternarization": """a = Abs(w)
+        m = ReduceMean<keepdims=0>(a)
+        s = Reciprocal(m)
+        b = Mul(w, s)
+        c = Round(b)
+        d = Clip(c, low, high)
+        k = Div(d, s)""",
+    "parts": "a = Slice(t, first, ends, first)\n b = Concat<axis=0>(t, a)\n c = Transpose(b)\n k = Neg(c)",
+}
+
+
+@pytest.mark.parametrize("body", ARITHMETIC.values(), ids=ARITHMETIC)
+def test_arithmetic_on_weights_disappears(make_model, prepared, body):
+    weights = WEIGHTS | {"gain": normal(5), "low": np.float32(-1), "high": np.float32(1)}
+    weights["ends"] = np.array([0]) if "Slice" in body else weights["ends"]
+    model = make_model(f"(float[3,16] x) => (float y) {{ {body}\n y = MatMul(x, k) }}", weights)
+    assert prepared(model, {"x": normal(3, 16)}) == {"MatMul": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "stays"),
+    [
+        ("a = Mul(flat2, flat3)\n k = ReduceSum<keepdims=0>(a, first)", "Mul"),  # larger than what it reads
+        ("k = Sin(w)", "Sin"),
+        ("a = Add(double, double)\n k = Cast<to=1>(a)", "Add"),
+    ],
+)
+def test_other_operators_stay(make_model, prepared, body, stays):
+    weights = WEIGHTS | {"flat2": normal(4, 16, 1), "flat3": normal(1, 1, 5)}
+    model = make_model(f"(float[3,16] x) => (float y) {{ {body}\n y = MatMul(x, k) }}", weights)
+    assert prepared(model, {"x": normal(3, 16)})[stays] == 1
 
 
 def test_constant_that_is_an_output(make_model, prepared):

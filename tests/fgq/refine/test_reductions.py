@@ -60,3 +60,12 @@ def test_some_positions_alone(make_model, run, name):
     picked = np.array([1, 5, 8])
     np.testing.assert_array_equal(input_rows(layer, x, picked), input_rows(layer, x)[:, picked])
     np.testing.assert_array_equal(output_rows(layer, y, picked), output_rows(layer, y)[:, picked])
+
+
+@pytest.mark.parametrize("name", ["conv", "groups", "depthwise", "gemm", "matmul"])
+def test_no_positions(make_model, run, name):
+    layer, x, _, y = case(make_model, run, name)
+    rows, outputs = input_rows(layer, x[:0]), output_rows(layer, y[:0])
+    C = conv_groups(layer)
+    assert rows.shape == (C, 0, input_rows(layer, x).shape[2])
+    assert outputs.shape == (C, 0, output_rows(layer, y).shape[2])
