@@ -74,19 +74,18 @@ def self_check(path: Path, feed: Feed, exact: Mapping[str, Any], *, data: str) -
         first, second = (session.run(None, dict(feed)) for _ in range(2))
     except Exception as error:
         raise ModelError(f"converted model: onnxruntime cannot run it ({first_line(error)})") from None
-    ours = Session(path).run(None, feed)
     names = [output.name for output in session.get_outputs()]
-    first, second, ours = (_tensors(names, values) for values in (first, second, ours))
-    wanted = _tensors(exact.keys(), exact.values())
+    every = (first, second, Session(path).run(None, feed), [exact.get(name) for name in names])
+    theirs, again, ours, wanted = (_tensors(names, values) for values in every)
     return SelfCheck(
         samples=next((array.shape[0] for array in feed.values() if array.ndim), 1),
         data=data,
-        repeatable=first.keys() == second.keys()
-        and all(np.array_equal(a, second[name], equal_nan=_is_float(a)) for name, a in first.items()),
+        repeatable=theirs.keys() == again.keys()
+        and all(np.array_equal(a, again[name], equal_nan=_is_float(a)) for name, a in theirs.items()),
         outputs=tuple(
-            _compare(name, theirs, ours.get(name), wanted.get(name))
-            for name, theirs in first.items()
-            if theirs.dtype.kind in "fiub"
+            _compare(name, array, ours.get(name), wanted.get(name))
+            for name, array in theirs.items()
+            if array.dtype.kind in "fiub"
         ),
     )
 
@@ -113,7 +112,7 @@ def few_samples(feed: Feed, free_batch: bool, count: int = 2) -> dict[str, NDArr
     count : int
         How many samples to keep.
     """
-    lengths = {array.shape[:1] for array in feed.values()}
+    lengths = {len(array) for array in feed.values() if array.ndim}
     if not free_batch or len(lengths) > 1:
         return dict(feed)
     return {name: array[:count] if array.ndim else array for name, array in feed.items()}
@@ -133,8 +132,9 @@ def _compare(
     if ours is not None and theirs.shape == ours.shape:
         with np.errstate(invalid="ignore"):  # infinity less infinity
             difference = float(np.abs(reference - ours).max(initial=0.0))
-    comparable = exact is not None and exact.shape == reference.shape
-    ratio = signal_to_noise_db(exact, reference) if comparable else float("-inf")
+    ratio = float("-inf")
+    if exact is not None and exact.shape == reference.shape:
+        ratio = signal_to_noise_db(exact, reference)
     return OutputCheck(
         name=name,
         engines_difference=difference / largest if largest else difference,

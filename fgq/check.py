@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fgq.converters.original import Original, Outputs, check_prepared, run
 from fgq.converters.self_check import few_samples
-from fgq.data import Feed, InputSpec
+from fgq.data import Feed, InputSpec, has_open_batch
 from fgq.errors import DataError
 from fgq.onnx_file import first_line
 
@@ -30,12 +30,15 @@ class CheckData:
         What the samples are, for the report.
     warnings : tuple of str
         What the prepared float graph does otherwise than the model (`fgq.converters.original`).
+    divisible : bool
+        Whether the model runs on some of the samples of a feed.
     """
 
     feed: Feed
     outputs: Outputs | None
     data: str
     warnings: tuple[str, ...]
+    divisible: bool
 
 
 def check_data(
@@ -66,26 +69,34 @@ def check_data(
     """
     if feeds is None:
         feed = {spec.name: _random_input(spec) for spec in specs}
+        tries = [feed]
     else:
         first = next(feeds)
         feeds = chain([first], feeds)
-        feed = few_samples(first, all(spec.fixed_batch is None for spec in specs))
+        # where the first axis is none of samples, the model may refuse a part of it
+        tries = [few_samples(first, has_open_batch(specs)), first]
     session, note = original.open()
     outputs = None
-    try:
-        outputs = run(session, feed)
-    except Exception as error:  # onnxruntime's exceptions share no other base
-        if feeds is not None:  # the model may well not run on random data
-            raise DataError(f"calibration data: the model cannot run on them ({first_line(error)})") from None
+    for feed in tries:
+        try:
+            outputs = run(session, feed)
+            break
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            reason = first_line(error)
+    if outputs is None and feeds is not None:  # the model may well not run on random data
+        raise DataError(f"calibration data: the model cannot run on them ({reason})")
     del session  # two large models need not be in memory at once
     warnings = (*filter(None, [note]), *check_prepared(original, model, feed, outputs))
     data = "random data" if feeds is None else "calibration data"
-    return CheckData(feed=feed, outputs=outputs, data=data, warnings=warnings), feeds
+    divisible = has_open_batch(specs) and feed is tries[0]
+    return CheckData(feed=feed, outputs=outputs, data=data, warnings=warnings, divisible=divisible), feeds
 
 
 def _random_input(spec: InputSpec) -> NDArray[np.generic]:
     rng = np.random.default_rng(0)
     shape = tuple(size if isinstance(size, int) else 2 for size in spec.shape)
+    if spec.dtype == object:
+        return np.full(shape, "", object)
     if spec.dtype.kind == "f":
         return rng.standard_normal(shape).astype(spec.dtype)
     return np.ones(shape, spec.dtype)

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from fgq import npz
 from fgq.errors import ConfigError, DataError, ModelError
+from fgq.feed import Feed as Feed
+from fgq.feed import count_samples, cut_feed, join_feeds, joinable, refuse_not_finite, with_text
 from fgq.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from fgq.npz import Header
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Feed = dict[str, NDArray[Any]]
-"""One batch: an array for each of the model's inputs, by name."""
 
 _LARGEST_LABEL = 2**31 - 1
 
@@ -44,7 +43,7 @@ class InputSpec:
     dtype : numpy.dtype
         Its element type.
     shape : tuple of int, str or None
-        One entry an axis, the batch first; a str or None is an axis of any length.
+        One entry an axis, the batch first where there is one; a str or None is an axis of any length.
     """
 
     name: str
@@ -89,6 +88,8 @@ class Samples:
         The class of each sample.
     limit : int, optional
         Only so many samples, the first ones.
+    whole : bool
+        Whether each part is one sample, which is never cut: the model's inputs have no batch axis in common.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Samples:
         parts: Sequence[_Part],
         labels: NDArray[np.int64] | None = None,
         limit: int | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
-        self._parts = parts
+        self._parts, self.whole = parts, whole
         self._limit = limit
         self.labels = None if labels is None else labels[:limit]
 
@@ -107,7 +110,7 @@ class Samples:
 
     def first(self, count: int) -> Samples:
         """Return the first `count` samples, or all where there are fewer."""
-        return Samples(self._parts, self.labels, min(count, len(self)))
+        return Samples(self._parts, self.labels, min(count, len(self)), whole=self.whole)
 
     def batches(self, size: int) -> Iterator[Feed]:
         """Yield the samples in order, `size` at a time.
@@ -137,21 +140,25 @@ class Samples:
         for part in self._parts:
             if left == 0:
                 break
-            feed = {name: array[:left] for name, array in part.read().items()}
-            left -= _length(feed)
-            if pending and _sample_shapes(feed) != _sample_shapes(pending[0]):
-                yield _joined(pending)
+            if self.whole:
+                yield part.read()
+                left -= 1
+                continue
+            feed = cut_feed(part.read(), 0, left)
+            left -= count_samples(feed)
+            if pending and joinable(feed) != joinable(pending[0]):
+                yield join_feeds(pending)
                 pending = []
-            start, length = 0, _length(feed)
+            start, length = 0, count_samples(feed)
             while start < length:
-                taken = min(size - sum(map(_length, pending)), length - start)
-                pending.append({name: array[start : start + taken] for name, array in feed.items()})
+                taken = min(size - sum(map(count_samples, pending)), length - start)
+                pending.append(cut_feed(feed, start, start + taken))
                 start += taken
-                if sum(map(_length, pending)) == size:
-                    yield _joined(pending)
+                if sum(map(count_samples, pending)) == size:
+                    yield join_feeds(pending)
                     pending = []
         if pending:
-            yield _joined(pending)
+            yield join_feeds(pending)
 
 
 _FeedSource = CalibrationReader | Iterable[Mapping[str, NDArray[Any]]]
@@ -188,6 +195,18 @@ def input_specs(model: ir.Model) -> tuple[InputSpec, ...]:
     return tuple(specs)
 
 
+def has_open_batch(inputs: Sequence[InputSpec]) -> bool:
+    """Tell whether a model's inputs have a first axis of any length in common, along which feeds can be cut.
+
+    Inputs without axes do not count. A first axis whose name later axes have too is no batch axis.
+
+    Parameters
+    ----------
+    inputs : sequence of InputSpec
+    """
+    return all(spec.fixed_batch is None for spec in inputs) and not _elsewhere(inputs)
+
+
 def load_samples(path: str | Path, inputs: Sequence[InputSpec]) -> Samples:
     """Open calibration or evaluation data from a file or folder.
 
@@ -197,7 +216,9 @@ def load_samples(path: str | Path, inputs: Sequence[InputSpec]) -> Samples:
         One of
 
         - a ``.npz`` file with one array for each input, under the input's name, with a leading sample
-          axis, and optionally ``labels``, a whole number of 0 or more for each sample;
+          axis, and optionally ``labels``, a whole number of 0 or more for each sample. An input without
+          axes has one value for all samples of a file. Where the inputs have no batch axis in common (the
+          name of a first axis is that of a later one, too), a file is one sample;
         - a folder of such files, read in order of name, one at a time;
         - a folder of images, or of one subfolder of images for each class. The class is the subfolder's
           place in order of name, or the name itself where all are whole numbers. Images get the usual
@@ -264,9 +285,11 @@ def as_samples(
     """
     _check_arrays(arrays, where)
     headers = {name: Header(array.shape, array.dtype) for name, array in arrays.items()}
-    length = _check_headers(headers, inputs, where)
+    whole = _is_one(headers, inputs)
+    length = _check_headers(headers, inputs, where, whole=whole)
     labels = _checked_labels(arrays[LABELS], where) if _has_labels(headers, inputs) else None
-    return Samples([_Arrays({spec.name: arrays[spec.name] for spec in inputs}, length)], labels)
+    given = {spec.name: arrays[spec.name] for spec in inputs}
+    return Samples([_Arrays(given, length)], labels, whole=whole)
 
 
 def as_batches(source: Source, inputs: Sequence[InputSpec], batch_size: int) -> Iterator[Feed]:
@@ -319,8 +342,8 @@ class _Arrays:
         return self.length
 
     def read(self) -> Feed:
-        _check_finite(self.arrays, "arrays")
-        return self.arrays
+        refuse_not_finite(self.arrays, "arrays")
+        return with_text(self.arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,8 +357,8 @@ class _NpzFile:
 
     def read(self) -> Feed:
         feed = {name: npz.read_array(self.path, name, header) for name, header in self.headers.items()}
-        _check_finite(feed, self.path)
-        return feed
+        refuse_not_finite(feed, self.path)
+        return with_text(feed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,16 +384,17 @@ class _Image:
 
 def _npz_samples(files: Sequence[Path], inputs: Sequence[InputSpec]) -> Samples:
     parts, labels = [], []
-    for path in files:
-        headers = npz.read_headers(path)
-        length = _check_headers(headers, inputs, path)
+    every = [npz.read_headers(path) for path in files]
+    whole = all(_is_one(headers, inputs) for headers in every)
+    for path, headers in zip(files, every, strict=True):
+        length = _check_headers(headers, inputs, path, whole=whole)
         parts.append(_NpzFile(path, length, {spec.name: headers[spec.name] for spec in inputs}))
         if _has_labels(headers, inputs):
             labels.append(_checked_labels(npz.read_array(path, LABELS, headers[LABELS]), path))
         if len(labels) not in (0, len(parts)):
             found, before = ("no labels", "some") if LABELS not in headers else ("labels", "none")
             raise DataError(f"{path}: found {found} but {before} in {files[0]}, wanted them in all or none")
-    return Samples(parts, np.concatenate(labels) if labels else None)
+    return Samples(parts, np.concatenate(labels) if labels else None, whole=whole)
 
 
 def _image_samples(folder: Path, entries: Sequence[Path], inputs: Sequence[InputSpec]) -> Samples:
@@ -427,7 +451,30 @@ def _has_labels(names: Iterable[str], inputs: Sequence[InputSpec]) -> bool:
     return LABELS in names and all(spec.name != LABELS for spec in inputs)
 
 
-def _check_headers(headers: Mapping[str, Header], inputs: Sequence[InputSpec], where: str | Path) -> int:
+def _is_one(headers: Mapping[str, Header], inputs: Sequence[InputSpec]) -> bool:
+    """Tell whether arrays fit the inputs as one sample, which has no batch axis to be cut along."""
+    if has_open_batch(inputs) or LABELS in headers:
+        return False
+    sizes: dict[str, set[int]] = {}
+    for spec in inputs:
+        header = headers.get(spec.name)
+        if header is None or not _fits(header.shape, spec.shape):
+            return False
+        for axis, size in zip(spec.shape, header.shape, strict=True):
+            if isinstance(axis, str):
+                sizes.setdefault(axis, set()).add(size)
+    return bool(_elsewhere(inputs)) and all(len(found) == 1 for found in sizes.values())
+
+
+def _elsewhere(inputs: Sequence[InputSpec]) -> set[str]:
+    """Return the names of first axes that later axes have, too."""
+    first = {spec.shape[0] for spec in inputs if spec.shape}
+    return {axis for spec in inputs for axis in spec.shape[1:] if isinstance(axis, str) and axis in first}
+
+
+def _check_headers(
+    headers: Mapping[str, Header], inputs: Sequence[InputSpec], where: str | Path, *, whole: bool
+) -> int:
     """Return how many samples the arrays hold, if they fit the inputs."""
     wanted = [spec.name for spec in inputs]
     allowed = [*wanted, LABELS] if _has_labels(headers, inputs) else wanted
@@ -437,13 +484,14 @@ def _check_headers(headers: Mapping[str, Header], inputs: Sequence[InputSpec], w
             f"and perhaps {LABELS!r}"
         )
     for spec in inputs:
-        if not spec.shape:
-            raise DataError(f"{where}: found samples for the scalar input {spec}, wanted feeds from a reader")
-        _check_header(headers[spec.name], spec, ("samples", *spec.shape[1:]), where)
+        axes = ("samples", *spec.shape[1:]) if spec.shape and not whole else spec.shape
+        _check_header(headers[spec.name], spec, axes, where)
+    if whole:
+        return 1
     lengths = {name: header.shape[0] for name, header in headers.items() if header.shape}
     if len(set(lengths.values())) > 1:
         raise DataError(f"{where}: found unequal numbers of samples {lengths}, wanted one number")
-    length = min(lengths.values(), default=0)
+    length = min(lengths.values(), default=1)  # inputs without axes alone
     if length < 1:
         raise DataError(f"{where}: found no samples, wanted at least one")
     return length
@@ -452,9 +500,10 @@ def _check_headers(headers: Mapping[str, Header], inputs: Sequence[InputSpec], w
 def _check_header(
     found: Header, spec: InputSpec, axes: tuple[int | str | None, ...], where: str | Path
 ) -> None:
-    if found.dtype != spec.dtype or not _fits(found.shape, axes):
+    same = found.dtype == spec.dtype or (found.dtype.kind == "U" and spec.dtype == object)
+    if not same or not _fits(found.shape, axes):
         wanted = InputSpec(name=spec.name, dtype=spec.dtype, shape=axes)
-        hint = "" if found.dtype == spec.dtype else "; data are not cast: save them in the wanted type"
+        hint = "" if same else "; data are not cast: save them in the wanted type"
         raise DataError(f"{where}: found {spec.name}: {found}, wanted {wanted}{hint}")
 
 
@@ -482,14 +531,6 @@ def _check_arrays(feed: Any, where: str) -> None:
             raise DataError(f"{where}: found {type(array).__name__} in {name!r}, wanted a numpy array")
 
 
-def _check_finite(feed: Mapping[str, NDArray[Any]], where: str | Path) -> None:
-    for name, array in feed.items():
-        if np.issubdtype(array.dtype, np.floating):
-            bad = array.size - np.count_nonzero(np.isfinite(array))
-            if bad:
-                raise DataError(f"{where}: found {bad} NaN or infinite values in {name!r}, wanted none")
-
-
 def _sample_batches(
     samples: Samples, inputs: Sequence[InputSpec], batch_size: int
 ) -> Iterator[tuple[Feed, NDArray[np.int64] | None]]:
@@ -500,10 +541,13 @@ def _sample_batches(
         )
     size = next(iter(fixed.values()), batch_size)
     done = dropped = 0
+    if samples.whole:
+        yield from ((feed, None) for feed in samples.batches(1))
+        return
     for feed in samples.batches(size):
-        start, done = done, done + _length(feed)
-        if fixed and _length(feed) < size:
-            dropped += _length(feed)
+        start, done = done, done + count_samples(feed)
+        if fixed and count_samples(feed) < size:
+            dropped += count_samples(feed)
         else:
             yield feed, None if samples.labels is None else samples.labels[start:done]
     if dropped == len(samples):
@@ -527,8 +571,8 @@ def _checked_feeds(source: _FeedSource, inputs: Sequence[InputSpec]) -> Iterator
         for spec in inputs:
             array = feed[spec.name]
             _check_header(Header(array.shape, array.dtype), spec, spec.shape, where)
-        _check_finite(feed, where)
-        yield dict(feed)
+        refuse_not_finite(feed, where)
+        yield with_text(dict(feed))
     if count == 0:
         raise DataError("data source: found no feeds, wanted at least one")
 
@@ -539,17 +583,3 @@ def _feeds(source: _FeedSource) -> Iterator[Mapping[str, NDArray[Any]]]:
             yield feed
     else:
         yield from source
-
-
-def _length(feed: Feed) -> int:
-    return len(next(iter(feed.values())))
-
-
-def _sample_shapes(feed: Feed) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in feed.items()}
-
-
-def _joined(feeds: Sequence[Feed]) -> Feed:
-    if len(feeds) == 1:
-        return feeds[0]
-    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}

@@ -190,10 +190,11 @@ def _fitting(labels: NDArray[np.int64], scores: Float) -> NDArray[np.int64]:
 
 def _samples(feed: Feed) -> int | None:
     """Return how many samples a batch holds; None where its arrays share no first axis."""
-    lengths = {array.shape[:1] for array in feed.values()}
-    return next(iter(lengths))[0] if len(lengths) == 1 and () not in lengths else None
+    lengths = {len(array) for array in feed.values() if array.ndim}
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _rows(batch: Labelled, mask: NDArray[np.bool_]) -> Labelled:
     feed, labels = batch
-    return {name: array[mask] for name, array in feed.items()}, None if labels is None else labels[mask]
+    rows = {name: array[mask] if array.ndim else array for name, array in feed.items()}
+    return rows, None if labels is None else labels[mask]

@@ -33,10 +33,11 @@ from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.self_check import few_samples, self_check
 from fgq.converters.sites import Site, find_sites, float_pools
-from fgq.data import Feed, InputSpec, input_specs, labelled_batches
+from fgq.data import Feed, InputSpec, has_open_batch, input_specs, labelled_batches
 from fgq.data import Source as DataSource
 from fgq.dual import second_inputs, second_weights
 from fgq.errors import ConfigError, DataError, FgqError, ModelError
+from fgq.feed import cut_feed
 from fgq.files import refuse_model_files
 from fgq.heldout import HeldOut, Labelled, measure, set_aside
 from fgq.heldout import held_out as judge_of
@@ -227,12 +228,12 @@ def _convert(
     batches, aside = _part_data(calibration, held_out, specs, together, planned=planned)
     feeds = None if batches is None else iter([feed for feed, _ in batches])
     check, feeds = check_data(original, model, specs, feeds)
-    kept = None if feeds is None else _cut(feeds, specs)
+    kept = None if feeds is None else _cut(feeds, check.divisible)
     judge = judge_of(model, aside) if aside else None
     job = _Job(config=config, original=original, float_bytes=float_bytes, kept=kept, check=check, judge=judge)
     if config.is_planned and kept is not None:
         scores = classifier_output(model) if judge is None else judge.scores
-        sample = few_samples(kept[0], all(spec.fixed_batch is None for spec in specs), 1)
+        sample = few_samples(kept[0], check.divisible, 1)
         tradeoffs = weigh(model, choices, kept, sample, config, scores, partial(report_progress, "plan"))
         if config.max_drop is not None:
             return _search(model, path, job, tradeoffs, report_progress)
@@ -259,7 +260,7 @@ def _part_data(
         return batches, list(labelled_batches(held_out, specs, together))
     if batches is None or not planned:
         return batches, []
-    return set_aside(batches, all(spec.fixed_batch is None for spec in specs))
+    return set_aside(batches, has_open_batch(specs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -442,18 +443,16 @@ def _check_finite(choices: Sequence[Choice]) -> None:
                 check_finite(f"{layer.name}: {what}", values)
 
 
-def _cut(feeds: Iterator[Feed], specs: Sequence[InputSpec]) -> list[Feed]:
-    """Return all feeds, cut to single samples where they are few and the model leaves the batch size open."""
+def _cut(feeds: Iterator[Feed], divisible: bool) -> list[Feed]:
+    """Return all feeds, cut to single samples where they are few and the model runs on parts of them."""
     kept = list(feeds)
-    lengths = [{array.shape[:1] for array in feed.values()} for feed in kept]
-    if len(kept) >= LEAST_FEEDS or any(spec.fixed_batch is not None for spec in specs):
-        return kept
-    if any(len(found) > 1 or () in found for found in lengths):
+    lengths = [{len(array) for array in feed.values() if array.ndim} for feed in kept]
+    if len(kept) >= LEAST_FEEDS or not divisible or any(len(found) != 1 for found in lengths):
         return kept
     return [
-        {name: array[row : row + 1] for name, array in feed.items()}
+        cut_feed(feed, row, row + 1)
         for feed, found in zip(kept, lengths, strict=True)
-        for row in range(next(iter(found))[0])
+        for row in range(next(iter(found)))
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
-from fgq.data import InputSpec, as_batches, as_samples, input_specs, load_samples
+from fgq.data import InputSpec, as_batches, as_samples, has_open_batch, input_specs, load_samples
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.images import read_image
 
@@ -116,7 +116,7 @@ class TestNpz:
             ({"x": rows(2)[:, :2]}, X, r"found x: float32\[2, 2\], wanted x: float32\[samples, 3\]$"),
             ({"x": rows(2)[0]}, X, r"found x: float32\[3\]"),
             ({"x": np.float32(1)}, X, r"found x: float32\[\]"),
-            ({"x": np.float32(1)}, [spec(shape=())], "scalar input"),
+            ({"x": rows(2)}, [spec(shape=())], r"found x: float32\[2, 3\], wanted x: float32\[\]"),
             ({"x": rows(0)}, X, "found no samples"),
             ({"x": rows(2), "labels": np.zeros(3, int)}, X, "unequal numbers of samples"),
             ({"x": rows(2), "labels": np.zeros(2)}, X, r"labels float64\[2\], wanted one whole number"),
@@ -135,7 +135,7 @@ class TestNpz:
         assert str(caught.value).startswith(str(path))
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize(("bad", "count"), [(np.nan, 1), (np.inf, 2), (-np.inf, 3)])
+    @pytest.mark.parametrize(("bad", "count"), [(np.nan, 1), (np.inf, 2)])
     def test_values_that_are_not_finite(self, tmp_path, bad, count):
         values = rows(4)
         values.flat[:count] = bad
@@ -306,3 +306,54 @@ class TestAsBatches:
     def test_a_batch_has_at_least_one_sample(self, size):
         with pytest.raises(ConfigError, match=f"batch size: found {size}"):
             list(as_batches({"x": rows(2)}, X, batch_size=size))
+
+
+GAIN = [spec(), spec(name="gain", shape=())]
+GRAPH = [spec(name="x", shape=("V", 3)), spec(name="adjacency", shape=("V", "V"))]
+STATE = [spec(name="x", shape=("n", 3)), spec(name="state", shape=(2, "n", 4))]
+
+
+class TestInputsOfTheirOwnKind:
+    """Inputs without axes, without a batch, of text, and masks."""
+
+    def test_an_input_without_axes_has_one_value_for_all_samples(self, tmp_path):
+        np.savez(tmp_path / "a.npz", x=rows(3), gain=np.float32(2))
+        np.savez(tmp_path / "b.npz", x=rows(2), gain=np.float32(2))
+        np.savez(tmp_path / "c.npz", x=rows(2), gain=np.float32(3))
+        samples = load_samples(tmp_path, GAIN)
+        assert len(samples) == 7
+        found = [(len(feed["x"]), float(feed["gain"])) for feed in samples.batches(4)]
+        assert found == [(4, 2.0), (1, 2.0), (2, 3.0)]
+
+    def test_nothing_but_inputs_without_axes(self):
+        (feed,) = as_batches({"gain": np.array(2, np.float32)}, GAIN[1:], 4)
+        assert feed["gain"].shape == ()
+
+    @pytest.mark.parametrize(
+        ("inputs", "shapes"), [(GRAPH, ((40, 3), (40, 40))), (STATE, ((5, 3), (2, 5, 4)))], ids=["V", "n"]
+    )
+    def test_a_first_axis_that_is_a_later_one_too_is_no_batch(self, tmp_path, inputs, shapes):
+        assert not has_open_batch(inputs)
+        arrays = {spec.name: np.zeros(shape, np.float32) for spec, shape in zip(inputs, shapes, strict=True)}
+        for name in "ab":
+            np.savez(tmp_path / f"{name}.npz", **arrays)
+        samples = load_samples(tmp_path, inputs)
+        assert (len(samples), len(samples.first(1))) == (2, 1)
+        for source in (samples, [arrays, arrays]):
+            feeds = list(as_batches(source, inputs, 32))
+            assert [tuple(array.shape for array in feed.values()) for feed in feeds] == [shapes] * 2
+
+    def test_text(self, tmp_path):
+        inputs = [spec(name="words", dtype=np.dtype(object), shape=("N",))]
+        words = np.array(["a", "bc", "d"])
+        np.savez(tmp_path / "a.npz", words=words)
+        for source in (load_samples(tmp_path / "a.npz", inputs), {"words": words}, [{"words": words}]):
+            (feed,) = as_batches(source, inputs, 32)
+            assert feed["words"].dtype == object
+            assert feed["words"].tolist() == ["a", "bc", "d"]
+
+    def test_minus_infinity_in_a_mask(self):
+        mask = rows(2)
+        mask[0] = -np.inf
+        (feed,) = as_batches({"x": mask}, X, 2)
+        np.testing.assert_array_equal(feed["x"], mask)

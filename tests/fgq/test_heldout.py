@@ -49,8 +49,15 @@ def test_whole_batches_where_these_cannot_be_cut():
     kept, aside = set_aside(batches([8] * 11, labelled=False), False)
     assert len(aside) == 2
     assert all(len(feed["x"]) == 8 for feed, _ in [*kept, *aside])
-    odd = [({"x": np.ones((3, 1)), "n": np.float32(2)}, None)] * 5  # no common axis of samples
+    odd = [({"x": np.ones((3, 1)), "n": np.ones((2, 3))}, None)] * 5  # no common axis of samples
     assert [len(part) for part in set_aside(odd, True)] == [4, 1]
+
+
+def test_a_value_for_all_samples_stays_with_each_part():
+    given = [({"x": np.arange(10.0), "gain": np.array(2.0)}, None)]
+    parts = [feed for part in set_aside(given, True) for feed, _ in part]
+    assert [len(feed["x"]) for feed in parts] == [8, 2]
+    assert [float(feed["gain"]) for feed in parts] == [2.0, 2.0]
 
 
 TEXT = "(float[N,4] x) => (float y) { y = MatMul(x, w) }"

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq import Session, convert
+from fgq.errors import DataError
 
 RNG = np.random.default_rng(0)
 
@@ -158,3 +159,79 @@ def test_no_images_behind_a_mean_over_pixels(make_model, check, activations):
     model = graph_of(make_model, text)
     session = check(model, {"x": normal(16, 8, 6, 6)}, activations=activations)
     assert session.run(None, {"x": np.zeros((0, 8, 6, 6), np.float32)})[0].shape == (0, 4)
+
+
+ATTENTION = """h = MatMul(x, a) t = Transpose<perm=[{}]>(h) d = MatMul(h, t) e = Add(d, mask)
+    i = Softmax<axis=-1>(e) o = MatMul(i, h) y = MatMul(o, c)"""
+
+
+def test_a_mask_of_minus_infinity(make_model, check):
+    text = f"(float[N,T,16] x, float[N,T,T] mask) => (float y) {{ {ATTENTION.format('0,2,1')} }}"
+    mask = np.broadcast_to(np.triu(np.full((5, 5), -np.inf, np.float32), 1), (16, 5, 5)).copy()
+    samples = {"x": normal(16, 5, 16), "mask": mask}
+    for activations in ("int8", "int8-dynamic-token"):
+        check(graph_of(make_model, text), samples, activations=activations)
+
+
+def test_where_a_layer_reads_minus_infinity(make_model):
+    x = normal(32, 16)
+    x[0, 0] = -np.inf
+    model = graph_of(make_model, "(float[N,16] x) => (float y) { h = MatMul(x, a) y = MatMul(h, c) }")
+    with pytest.raises(DataError, match="infinite"):
+        convert(model, calibration={"x": x}, recipe="fgq")
+
+
+def test_inputs_without_a_batch_axis(make_model, run):
+    """Feeds are neither cut for the self-check nor into samples: a part of them is no input of the model."""
+    text = f"(float[T,16] x, float[T,T] mask) => (float y) {{ {ATTENTION.format('1,0')} }}"
+    model = graph_of(make_model, text)
+    feeds = [{"x": normal(7, 16), "mask": normal(7, 7)} for _ in range(4)]
+    converted, report = convert(model, calibration=feeds, weights="int8", x86_without_vnni=True)
+    (expected,), (found,) = run(model, feeds[0]), Session(converted.SerializeToString()).run(None, feeds[0])
+    assert np.linalg.norm(found - expected) <= 0.1 * np.linalg.norm(expected)
+    assert report.self_check.outputs[0].signal_to_noise_db > 20
+
+
+def test_an_input_of_one_axis_that_is_no_batch(make_model):
+    model = graph_of(make_model, "(float[K] x) => (float y) { y = MatMul(x, a) }")
+    _, report = convert(model, calibration=[{"x": normal(16)} for _ in range(4)], recipe="fgq")
+    assert report.self_check.samples == 16
+
+
+def test_text_and_a_value_without_axes_as_inputs(make_model, run, tmp_path, command):
+    text = """(string[N] words, float gain) => (float y) {
+        ids = ai.onnx.ml.LabelEncoder<keys_strings=["a", "b"], values_int64s=[0, 1]>(words)
+        d = Gather(b, ids) h = MatMul(d, a) e = Mul(h, gain) y = MatMul(e, c)
+    }"""
+    model = graph_of(make_model, text)
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    onnx.save(model, tmp_path / "float.onnx")
+    words = np.array(["a", "b"] * 8)
+    np.savez(tmp_path / "x.npz", words=words, gain=np.float32(2))
+    paths = [tmp_path / "float.onnx", "-o", tmp_path / "c.onnx", "--calibration-data", tmp_path / "x.npz"]
+    outcome = command("convert", *paths, "--weights", "int8", "--x86-without-vnni")
+    assert outcome.code == 0, outcome.err
+    feeds = {"words": words.astype(object), "gain": np.array(2, np.float32)}
+    (expected,), (found,) = run(model, feeds), Session(tmp_path / "c.onnx").run(None, feeds)
+    assert np.linalg.norm(found - expected) <= 0.05 * np.linalg.norm(expected)
+
+
+def test_an_output_of_another_rank_than_declared(make_model, run, tmp_path, command):
+    """onnxruntime warns and runs it; so does a session, each time, and its profile."""
+    text = """(float[N,8,6,6] x) => (float y) {
+        h = Conv(x, f) s = Shape(h) w = Gather(s, last) u = Unsqueeze(w, first) t = Concat<axis=0>(u, rest)
+        d = Reshape(h, t) y = Sin(d)
+    }"""
+    model = graph_of(make_model, text)
+    sizes = {"last": np.int64(3), "first": np.int64([0]), "rest": np.int64([1, -1])}
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in sizes.items())
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, "length"]))
+    x = normal(8, 8, 6, 6)
+    converted, _ = convert(model, calibration={"x": x}, recipe="fgq")
+    onnx.save(converted, tmp_path / "c.onnx")
+    session = Session(tmp_path / "c.onnx")
+    assert {session.run(None, {"x": x})[0].shape for _ in range(3)} == {(6, 1, 384)}
+    assert session.profile({"x": x}, 2)
+    np.savez(tmp_path / "x.npz", x=x)
+    paths = ["--input", tmp_path / "x.npz", "--output", tmp_path / "y.npz"]
+    assert command("run", tmp_path / "c.onnx", *paths, "--profile").code == 0
