@@ -25,13 +25,6 @@ def test_axes_that_are_not_kept_are_dropped_behind_it(make_model, prepared, afte
     assert not found["ReduceMean"]
 
 
-def test_no_samples(make_model, prepared):
-    model = make_model(
-        "(float[B,3,4,5] x) => (float y) { y = ReduceMean<axes=[2,3], keepdims=0>(x) }", opset=13
-    )
-    assert prepared(model, {"x": X[:0]}) == {"GlobalAveragePool": 1, "Flatten": 1}
-
-
 @pytest.mark.parametrize(
     ("given", "axes", "array"),
     [
