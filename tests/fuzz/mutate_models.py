@@ -1,0 +1,334 @@
+"""Converted files, changed field by field and byte by byte: whatever they are, a session ends in one line.
+
+::
+
+    python tests/fuzz/mutate_models.py --seed 0 --count 50000 --minutes 60
+
+Each file is loaded and run, on arrays that end at forbidden pages, in a process of limited memory and time. A
+crash, a hang, an exception that is no FgqError, and a result that differs from what onnxruntime makes of the
+same file, are faults. Float files are changed too, and converted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import tempfile
+import traceback
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import workers  # first: it sets the number of threads
+from comparison import Reference, compare, distance
+from drawing import Array, Feeds, draw
+from graphs import convert, draw_options, valid_feeds
+from mutating import byte_by_byte, field_by_field
+from workers import Case, Outcome, kind_of, plain, stage
+
+import fgq
+from fgq.errors import FgqError
+from fgq.kernels import warmup  # noqa: F401  everything is loaded before workers are forked
+from fgq.runtime import program
+from fgq.runtime.segments import SegmentStep
+
+SEEDS_OF_FILES = 24
+"""Files that mutations start from."""
+
+MOST_BYTES = 24_000
+MOST_INPUT = 200_000
+"""Elements of an input that a changed file may ask for and is given."""
+
+MEGABYTES = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A file to change, and the feeds of its model.
+
+    Parameters
+    ----------
+    converted, original : bytes
+    feeds : list of dict of str to ndarray
+    """
+
+    converted: bytes
+    original: bytes
+    feeds: list[Feeds]
+
+
+def make(seed: int) -> Case:
+    """Return the case of a seed: its index gives everything else."""
+    origins = load_origins(seed)
+    guard()
+
+    def case(index: int) -> Outcome:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return run_case(origins, seed, index)
+
+    return case
+
+
+@functools.cache
+def load_origins(seed: int, count: int = SEEDS_OF_FILES) -> list[Origin]:
+    """Convert random models in a process of its own, so that this one has run nothing yet."""
+    with tempfile.TemporaryDirectory(prefix="fgq-fuzz-") as folder:
+        child = os.fork()
+        if child == 0:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    _write_origins(Path(folder), seed, count)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError("no files to change could be made")
+        origins = []
+        for index in range(count):
+            place = Path(folder)
+            feeds: list[Feeds] = []
+            for path in sorted(place.glob(f"{index}.*.npz")):
+                with np.load(path) as found:
+                    feeds.append({name: found[name] for name in found.files})
+            names = (f"{index}.converted.onnx", f"{index}.original.onnx")
+            converted, original = ((place / name).read_bytes() for name in names)
+            origins.append(Origin(converted, original, feeds))
+    return origins
+
+
+def _write_origins(folder: Path, seed: int, count: int) -> None:
+    made = tries = 0
+    modes = ("int8", "int4", "int8-dynamic", "int8-dynamic-token", "int8")
+    forms = ("packed", "packed", "inlined", "int8")
+    while made < count:
+        rng = np.random.default_rng([seed, 7, tries])
+        tries += 1
+        drawn = draw(rng)
+        valid = valid_feeds(drawn)
+        options = draw_options(rng)
+        options |= {"activations": modes[tries % len(modes)], "form": forms[tries % len(forms)]}
+        options |= {"recipe": "fgq", "x86_without_vnni": True}
+        for name in ("granularity", "weights", "smooth"):
+            options.pop(name, None)
+        try:
+            if not valid:
+                continue
+            converted, _ = convert(drawn, options, exact_ranges=False)
+        except Exception:  # graphs.py finds these
+            continue
+        data, original = converted.SerializeToString(), drawn.model.SerializeToString()
+        if len(data) > MOST_BYTES or not _runs_alike(data, valid):
+            continue
+        (folder / f"{made}.converted.onnx").write_bytes(data)
+        (folder / f"{made}.original.onnx").write_bytes(original)
+        for index, feeds in enumerate(valid[:2]):
+            np.savez(folder / f"{made}.{index}.npz", **feeds)
+        made += 1
+
+
+def _runs_alike(data: bytes, valid: list[Feeds]) -> bool:
+    try:
+        session, reference = fgq.Session(data, threads=1), Reference(data)
+        steps = session.steps()
+        alike = all(not distance(session.run(None, feeds), reference.run(feeds)) for feeds in valid)
+    except Exception:
+        return False
+    return alike and any(step.kernel not in ("onnxruntime", "reorder") for step in steps)
+
+
+def run_case(origins: list[Origin], seed: int, index: int) -> Outcome:
+    """Change a file, and load and run it."""
+    rng = np.random.default_rng([seed, index])
+    origin = origins[int(rng.integers(len(origins)))]
+    if rng.random() < 0.08:
+        return _convert_case(origin, rng, index)
+    data = change(origin.converted, origins, rng)
+    allow_float, fallback = bool(rng.random() < 0.5), bool(rng.random() < 0.9)
+    return run_file(data, origin.feeds, rng, index, allow_float=allow_float, fallback=fallback)
+
+
+def change(data: bytes, origins: list[Origin], rng: np.random.Generator) -> bytes:
+    """Return a changed file."""
+    if rng.random() < 0.3:
+        other = origins[int(rng.integers(len(origins)))].converted
+        return byte_by_byte(data, other, rng)
+    model = onnx.ModelProto.FromString(data)
+    for _ in range(5):
+        try:
+            return field_by_field(model, rng).SerializeToString()
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError, AttributeError):
+            continue  # protobuf or numpy cannot hold that
+    return byte_by_byte(data, data, rng)
+
+
+def _convert_case(origin: Origin, rng: np.random.Generator, index: int) -> Outcome:
+    data = change(origin.original, [origin], rng)
+    stage("convert")
+    try:
+        model = onnx.ModelProto.FromString(data)
+    except Exception:
+        return Outcome(index, "skipped", "no protobuf")
+    activations = str(rng.choice(["int8-dynamic", "none", "int8"]))
+    calibration = iter(origin.feeds) if activations == "int8" else None
+    try:
+        fgq.convert(model, activations=activations, recipe="fgq", calibration=calibration)
+    except Exception as error:
+        return _judge_exception(error, index, "convert")
+    return Outcome(index, "ok", "converted")
+
+
+def run_file(
+    data: bytes,
+    feeds: list[Feeds],
+    rng: np.random.Generator,
+    index: int,
+    *,
+    allow_float: bool = True,
+    fallback: bool = True,
+) -> Outcome:
+    """Load and run a file in both engines."""
+    stage("Session")
+    try:
+        session = fgq.Session(data, threads=1, allow_float=allow_float, fallback=fallback)
+    except Exception as error:
+        return _judge_exception(error, index, "Session")
+    given = [found for one in feeds if (found := _feeds(session, one, rng)) is not None]
+    ours: list[list[Any]] = []
+    for one in given:
+        stage("run")
+        try:
+            first = session.run(None, {name: guarded(array) for name, array in one.items()})
+            second = session.run(None, one)
+        except Exception as error:
+            return _judge_exception(error, index, "run")
+        if not all(map(_same, first, second)):
+            return Outcome(index, "difference", "the second run", _hex(data))
+        ours.append(first)
+    stage("onnxruntime load")
+    try:
+        reference = Reference(data)
+    except Exception:
+        return Outcome(index, "ok", "fgq alone loads it")
+    for one, first in zip(given, ours, strict=True):
+        stage("onnxruntime run")
+        try:
+            wanted = reference.run(one)
+        except Exception:
+            continue
+        if not distance(first, wanted):
+            continue
+        stage("comparison")
+        try:
+            verdict = compare(onnx.ModelProto.FromString(data), one, first, reference.nearer(one, first))
+        except Exception as error:
+            return Outcome(
+                index,
+                "difference",
+                f"not compared: {type(error).__name__}",
+                f"{distance(first, wanted)}; {error}",
+            )
+        if verdict.name not in ("equal", "step"):
+            return Outcome(index, "difference", f"{verdict.name}: {verdict.where}", verdict.detail)
+    return Outcome(index, "ok", "runs")
+
+
+def _same(one: Any, other: Any) -> bool:
+    if not isinstance(one, np.ndarray) or one.dtype.kind == "O":
+        return True
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def _hex(data: bytes) -> str:
+    return f"{len(data)} bytes"
+
+
+def _judge_exception(error: Exception, index: int, where: str) -> Outcome:
+    if isinstance(error, FgqError):
+        if "\n" in str(error).strip() or not str(error).strip():
+            return Outcome(index, "message", f"{where}: not one line: {plain(str(error))}", str(error)[:500])
+        return Outcome(index, "refused", plain(str(error)), str(error)[:300])
+    return Outcome(
+        index, "exception", f"{where}: {kind_of(error)}", "".join(traceback.format_exception(error))[-2500:]
+    )
+
+
+def _feeds(session: fgq.Session, given: Feeds, rng: np.random.Generator) -> Feeds | None:
+    """Return arrays that fit what a changed file says of its inputs, or None for large ones."""
+    feeds: Feeds = {}
+    for value in session.get_inputs():
+        kind = value.type.removeprefix("tensor(").removesuffix(")")
+        dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+        old = given.get(value.name)
+        shape = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        if old is not None and len(old.shape) == len(shape):
+            shape = [size if dim is None else dim for dim, size in zip(shape, old.shape, strict=True)]
+        sizes = [2 if dim is None else dim for dim in shape]
+        if any(size < 0 for size in sizes) or np.prod([float(size) for size in sizes]) > MOST_INPUT:
+            return None
+        try:
+            if old is not None and list(old.shape) == sizes and old.dtype == dtype:
+                feeds[value.name] = old
+            else:
+                feeds[value.name] = np.asarray(rng.standard_normal(sizes) * 3).astype(dtype)
+        except (TypeError, ValueError):
+            return None  # strings, sequences
+    return feeds
+
+
+def guarded(array: Array) -> Array:
+    """Return a copy of an array behind which a forbidden page lies."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or not array.size:
+        return array
+    size = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    begin = np.frombuffer(memory, np.uint8).ctypes.data
+    if _LIBRARY.mprotect(ctypes.c_void_p(begin + size), mmap.PAGESIZE, 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+    copy = np.frombuffer(memory, array.dtype, array.size, size - array.nbytes).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+
+def guard() -> None:
+    """Let every array of a first run end at a forbidden page."""
+
+    def aligned(shape: tuple[int, ...], dtype: Any) -> Array:
+        made = np.full(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, 0xA5, np.uint8)
+        return guarded(made.view(dtype).reshape(shape))
+
+    run = SegmentStep.run
+
+    def run_guarded(self: SegmentStep, arrays: Any) -> list[Any]:
+        return [guarded(result) for result in run(self, arrays)]
+
+    program.aligned = aligned  # type: ignore[attr-defined]
+    SegmentStep.run = run_guarded  # type: ignore[method-assign]
+
+
+def save(seed: int, index: int, path: Path) -> None:
+    """Write the file of a case, and the feeds of its model, to look at them."""
+    origins = load_origins(seed)
+    rng = np.random.default_rng([seed, index])
+    origin = origins[int(rng.integers(len(origins)))]
+    if rng.random() < 0.08:
+        data = change(origin.original, [origin], rng)
+    else:
+        data = change(origin.converted, origins, rng)
+    path.write_bytes(data)
+    for number, feeds in enumerate(origin.feeds):
+        np.savez(path.with_suffix(f".{number}.npz"), **feeds)
+
+
+if __name__ == "__main__":
+    workers.main("mutate_models", make, 50_000, seconds=30, megabytes=MEGABYTES, keep=save)
