@@ -1,8 +1,9 @@
 # make demo   converts the bundled pretrained network and evaluates it
 # make test   runs the tests, those of a file in one process: they share fixtures and compiled kernels
+# make fuzz   looks for faults for hours: SEED=3 MINUTES=10 (of each fuzzer) COUNT=1000 ONLY="graphs signals"
 # Both make the environment .venv first; PYTHON=python3.12 make demo chooses another Python.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types check accuracy bench clean
+.PHONY: help demo test test-slow fuzz lint types check accuracy bench clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +34,14 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/pytest -m slow
+
+.venv/fuzz: .venv/dev
+	$(PIP) --editable '.[fuzz]'
+	@touch $@
+
+fuzz: .venv/fuzz
+	FGQ_FUZZ_SEED=$(SEED) FGQ_FUZZ_COUNT=$(COUNT) FGQ_FUZZ_MINUTES=$(MINUTES) \
+		$(BIN)/python tests/fuzz/campaign.py $(if $(ONLY),--only $(ONLY))
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -53,6 +53,7 @@ def make(seed: int) -> Case:
 def run_case(seed: int, index: int) -> Outcome:
     """Draw a model, convert it in one way, and compare the engines."""
     rng = np.random.default_rng([seed, index])
+    stage("drawing")
     drawn = draw(rng)
     stage("float model")
     valid = valid_feeds(drawn)
@@ -93,7 +94,7 @@ def run_converted(
 ) -> Outcome:
     """Compare the engines on a converted model."""
     data = converted.SerializeToString()
-    stage("onnxruntime")
+    stage("onnxruntime load")
     try:
         theirs = Reference(data)
     except Exception as error:

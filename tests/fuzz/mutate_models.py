@@ -14,10 +14,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import os
 import tempfile
 import traceback
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from comparison import Reference, compare, distance
 from drawing import Array, Feeds, draw
 from graphs import convert, draw_options, valid_feeds
 from mutating import byte_by_byte, field_by_field
-from workers import Case, Outcome, kind_of, plain, stage
+from workers import Case, Outcome, kind_of, plain, run_cases, stage
 
 import fgq
 from fgq.errors import FgqError
@@ -45,6 +45,8 @@ MOST_INPUT = 200_000
 """Elements of an input that a changed file may ask for and is given."""
 
 MEGABYTES = 1500
+
+_REALS = (np.float16, np.float32, np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,61 +79,57 @@ def make(seed: int) -> Case:
 
 @functools.cache
 def load_origins(seed: int, count: int = SEEDS_OF_FILES) -> list[Origin]:
-    """Convert random models in a process of its own, so that this one has run nothing yet."""
+    """Convert random models, in processes of their own, so that this one has run nothing yet."""
+    origins: list[Origin] = []
     with tempfile.TemporaryDirectory(prefix="fgq-fuzz-") as folder:
-        child = os.fork()
-        if child == 0:
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    _write_origins(Path(folder), seed, count)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        if os.waitpid(child, 0)[1]:
-            raise RuntimeError("no files to change could be made")
-        origins = []
-        for index in range(count):
-            place = Path(folder)
+        place = Path(folder)
+
+        def case(index: int) -> Outcome:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return Outcome(index, "ok" if _write_origin(place, seed, index) else "skipped")
+
+        for outcome in run_cases(case, range(50 * count), seconds=60):
+            if outcome.verdict != "ok":
+                continue
             feeds: list[Feeds] = []
-            for path in sorted(place.glob(f"{index}.*.npz")):
+            for path in sorted(place.glob(f"{outcome.index}.*.npz")):
                 with np.load(path) as found:
                     feeds.append({name: found[name] for name in found.files})
-            names = (f"{index}.converted.onnx", f"{index}.original.onnx")
+            names = (f"{outcome.index}.converted.onnx", f"{outcome.index}.original.onnx")
             converted, original = ((place / name).read_bytes() for name in names)
             origins.append(Origin(converted, original, feeds))
-    return origins
+            if len(origins) == count:
+                return origins
+    raise RuntimeError("found too few models to change")
 
 
-def _write_origins(folder: Path, seed: int, count: int) -> None:
-    made = tries = 0
+def _write_origin(folder: Path, seed: int, index: int) -> bool:
+    """Convert one random model and write it, if both engines agree on it."""
     modes = ("int8", "int4", "int8-dynamic", "int8-dynamic-token", "int8")
     forms = ("packed", "packed", "inlined", "int8")
-    while made < count:
-        rng = np.random.default_rng([seed, 7, tries])
-        tries += 1
-        drawn = draw(rng)
-        valid = valid_feeds(drawn)
-        options = draw_options(rng)
-        options |= {"activations": modes[tries % len(modes)], "form": forms[tries % len(forms)]}
-        options |= {"recipe": "fgq", "x86_without_vnni": True}
-        for name in ("granularity", "weights", "smooth"):
-            options.pop(name, None)
-        try:
-            if not valid:
-                continue
-            converted, _ = convert(drawn, options, exact_ranges=False)
-        except Exception:  # graphs.py finds these
-            continue
-        data, original = converted.SerializeToString(), drawn.model.SerializeToString()
-        if len(data) > MOST_BYTES or not _runs_alike(data, valid):
-            continue
-        (folder / f"{made}.converted.onnx").write_bytes(data)
-        (folder / f"{made}.original.onnx").write_bytes(original)
-        for index, feeds in enumerate(valid[:2]):
-            np.savez(folder / f"{made}.{index}.npz", **feeds)
-        made += 1
+    rng = np.random.default_rng([seed, 7, index])
+    drawn = draw(rng)
+    valid = valid_feeds(drawn)
+    options = draw_options(rng)
+    options |= {"activations": modes[index % len(modes)], "form": forms[index % len(forms)]}
+    options |= {"recipe": "fgq", "x86_without_vnni": True}
+    for name in ("granularity", "weights", "smooth"):
+        options.pop(name, None)
+    if not valid:
+        return False
+    try:
+        converted, _ = convert(drawn, options, exact_ranges=False)
+    except Exception:  # graphs.py finds these
+        return False
+    data, original = converted.SerializeToString(), drawn.model.SerializeToString()
+    if len(data) > MOST_BYTES or not _runs_alike(data, valid):
+        return False
+    (folder / f"{index}.converted.onnx").write_bytes(data)
+    (folder / f"{index}.original.onnx").write_bytes(original)
+    for number, feeds in enumerate(valid[:2]):
+        np.savez(folder / f"{index}.{number}.npz", **feeds)
+    return True
 
 
 def _runs_alike(data: bytes, valid: list[Feeds]) -> bool:
@@ -223,8 +221,8 @@ def run_file(
             wanted = reference.run(one)
         except Exception:
             continue
-        if not distance(first, wanted):
-            continue
+        if not distance(first, wanted) or not (_finite(first) and _finite(wanted)):
+            continue  # what becomes of NaN and infinity depends on where they stand (docs/runtime.md)
         stage("comparison")
         try:
             verdict = compare(onnx.ModelProto.FromString(data), one, first, reference.nearer(one, first))
@@ -244,6 +242,10 @@ def _same(one: Any, other: Any) -> bool:
     if not isinstance(one, np.ndarray) or one.dtype.kind == "O":
         return True
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def _finite(arrays: Sequence[Any]) -> bool:
+    return all(np.isfinite(array).all() for array in arrays if getattr(array, "dtype", None) in _REALS)
 
 
 def _hex(data: bytes) -> str:
