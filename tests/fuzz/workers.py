@@ -82,7 +82,7 @@ def run_cases(
         Takes an index. It may end the process, hang or run out of memory.
     indices : sequence of int
     seconds : float
-        How long a case may take.
+        How long a case may take on the processor.
     megabytes : int, optional
         How much memory a worker may take beyond what the parent has.
     minutes : float, optional
@@ -109,12 +109,18 @@ def _one_worker(
         _work(case, indices, write, megabytes)
     os.close(write)
     begun, at, buffer = indices[0], "start", b""
+    told_at, used = time.monotonic(), _processor_seconds(child)
     try:
         while True:
-            ready, _, _ = select.select([read], [], [], seconds)
+            ready, _, _ = select.select([read], [], [], 1.0)
             if not ready:
-                yield Outcome(begun, "hang", f"hang in {at}", f"nothing for {seconds:.0f} s")
-                return
+                taken, waited = _processor_seconds(child) - used, time.monotonic() - told_at
+                if max(taken, waited / 20) > seconds:  # a machine may be busy with other things
+                    detail = f"nothing for {waited:.0f} s, {taken:.0f} s of them on the processor"
+                    yield Outcome(begun, "hang", f"hang in {at}", detail)
+                    return
+                continue
+            told_at, used = time.monotonic(), _processor_seconds(child)
             chunk = os.read(read, 1 << 16)
             if not chunk:
                 status = os.waitpid(child, 0)[1]
@@ -141,6 +147,11 @@ def _one_worker(
         if child > 0:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+
+def _processor_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(case: Case, indices: Sequence[int], pipe: int, megabytes: int | None) -> None:
