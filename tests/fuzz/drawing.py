@@ -109,11 +109,11 @@ class Graph:
             array[self.rng.random(shape) < 0.5] = 0
         elif kind < 0.06:
             array[...] = 0
-        elif kind < 0.08 and shape:
+        elif kind < 0.08 and array.size and shape:
             array[0] = 0
         elif kind < 0.10:
             array *= 1e-6
-        elif kind < 0.12 and shape:
+        elif kind < 0.12 and array.size and shape:
             array[-1] *= 1e3
         elif kind < 0.14:
             array = np.full(shape, 0.25, np.float32)
