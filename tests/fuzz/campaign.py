@@ -46,8 +46,12 @@ def main() -> int:
         else:
             options = ["--count", str(given.count or COUNTS[name])]
             options += ["--minutes", str(given.minutes)] if given.minutes else []
+        if name in ("mutate_data", "signals"):
+            options = [str(given.count or COUNTS[name]), str(given.seed)]
+        else:
+            options = ["--seed", str(given.seed), *options]
         begin = time.monotonic()
-        command = [sys.executable, str(HERE / f"{name}.py"), "--seed", str(given.seed), *options]
+        command = [sys.executable, str(HERE / f"{name}.py"), *options]
         if subprocess.run(command, check=False).returncode:
             failed.append(name)
         print(f"{name}: {time.monotonic() - begin:.0f} s\n", flush=True)

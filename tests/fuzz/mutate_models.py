@@ -15,7 +15,6 @@ import ctypes
 import functools
 import mmap
 import tempfile
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +28,9 @@ from comparison import Reference, compare, distance
 from drawing import Array, Feeds, draw
 from graphs import convert, draw_options, valid_feeds
 from mutating import byte_by_byte, field_by_field
-from workers import Case, Outcome, kind_of, plain, run_cases, stage
+from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
-from fgq.errors import FgqError
 from fgq.kernels import warmup  # noqa: F401  everything is loaded before workers are forked
 from fgq.runtime import program
 from fgq.runtime.segments import SegmentStep
@@ -179,7 +177,7 @@ def _convert_case(origin: Origin, rng: np.random.Generator, index: int) -> Outco
     try:
         fgq.convert(model, activations=activations, recipe="fgq", calibration=calibration)
     except Exception as error:
-        return _judge_exception(error, index, "convert")
+        return judge(error, index, "convert")
     return Outcome(index, "ok", "converted")
 
 
@@ -197,7 +195,7 @@ def run_file(
     try:
         session = fgq.Session(data, threads=1, allow_float=allow_float, fallback=fallback)
     except Exception as error:
-        return _judge_exception(error, index, "Session")
+        return judge(error, index, "Session")
     given = [found for one in feeds if (found := _feeds(session, one, rng)) is not None]
     ours: list[list[Any]] = []
     for one in given:
@@ -206,7 +204,7 @@ def run_file(
             first = session.run(None, {name: guarded(array) for name, array in one.items()})
             second = session.run(None, one)
         except Exception as error:
-            return _judge_exception(error, index, "run")
+            return judge(error, index, "run")
         if not all(map(_same, first, second)):
             return Outcome(index, "difference", "the second run", _hex(data))
         ours.append(first)
@@ -250,16 +248,6 @@ def _finite(arrays: Sequence[Any]) -> bool:
 
 def _hex(data: bytes) -> str:
     return f"{len(data)} bytes"
-
-
-def _judge_exception(error: Exception, index: int, where: str) -> Outcome:
-    if isinstance(error, FgqError):
-        if "\n" in str(error).strip() or not str(error).strip():
-            return Outcome(index, "message", f"{where}: not one line: {plain(str(error))}", str(error)[:500])
-        return Outcome(index, "refused", plain(str(error)), str(error)[:300])
-    return Outcome(
-        index, "exception", f"{where}: {kind_of(error)}", "".join(traceback.format_exception(error))[-2500:]
-    )
 
 
 def _feeds(session: fgq.Session, given: Feeds, rng: np.random.Generator) -> Feeds | None:

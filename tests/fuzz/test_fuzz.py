@@ -9,7 +9,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("name", "seed", "count"), [("graphs", 1000, 40), ("mutate_models", 1000, 150)])
+@pytest.mark.parametrize(("name", "seed", "count"), [("mutate_documents", 1, 250)])
 def test_a_fuzzer_finds_nothing(name, seed, count):
     done = subprocess.run(
         [sys.executable, str(HERE / f"{name}.py"), "--seed", str(seed), "--count", str(count)],
@@ -28,7 +28,7 @@ def test_a_crash_a_hang_and_a_lack_of_memory_end_one_case_each():
         "from workers import Outcome, run_cases, stage\n"
         "def case(index):\n"
         "    if index == 1:\n"
-        "        stage('reading'); ctypes.string_at(0, 1)\n"
+        "        stage('reading'); ctypes.string_at(8, 1)\n"
         "    if index == 3:\n"
         "        while True: pass\n"
         "    if index == 5:\n"

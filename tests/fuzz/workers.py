@@ -26,6 +26,8 @@ from pathlib import Path
 for _name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "FGQ_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
+from fgq.errors import FgqError  # noqa: E402  after the number of threads is set
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -195,6 +197,17 @@ def kind_of(error: BaseException) -> str:
     frame = (here or list(frames))[-1]
     place = "/".join(Path(frame.filename).parts[-2:])
     return f"{type(error).__name__} in {place}:{frame.name}"
+
+
+def judge(error: Exception, index: int, where: str) -> Outcome:
+    """Judge what came out of fgq: one line of an FgqError, or a fault."""
+    if not isinstance(error, FgqError):
+        detail = "".join(traceback.format_exception(error))[-2500:]
+        return Outcome(index, "exception", f"{where}: {kind_of(error)}", detail)
+    message = str(error)
+    if len(message.splitlines()) != 1:  # control characters are taken out where it is printed
+        return Outcome(index, "message", f"{where}: not one line: {plain(message)}", message[:500])
+    return Outcome(index, "refused", plain(message), message[:300])
 
 
 def plain(message: str) -> str:
