@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from fgq.container import constant
 from fgq.converters.biases import find_bias
+from fgq.converters.original import Original
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Feed
 from fgq.errors import DataError, ModelError
@@ -99,12 +101,13 @@ class Sensitivity:
             found[layer.node] = self.distance([run(values) for values in prefix.batches])
         return found
 
-    def of_model(self, converted: ir.Model) -> float:
-        """Measure the whole converted model.
+    def of_model(self, converted: ir.Model, original: Original) -> float:
+        """Measure the whole converted model against the model that came in, before any pass.
 
         Parameters
         ----------
         converted : onnx_ir.Model
+        original : Original
 
         Raises
         ------
@@ -113,31 +116,36 @@ class Sensitivity:
         DataError
             If it cannot run on the samples.
         """
-        session = onnxruntime_session(converted, "converted model")
+        found = self._outputs_of(onnxruntime_session(converted, "converted model"), "converted model")
+        return self.distance(found, self._outputs_of(original.open().session, "float model"))
+
+    def _outputs_of(self, session: InferenceSession, name: str) -> list[Values]:
         names = [value.name for value in session.get_outputs() if value.name in self._exact[0]]
         found: list[Values] = []
         for feed in self._feeds:
             try:
                 found.append(dict(zip(names, session.run(names, dict(feed)), strict=True)))
             except Exception as error:  # onnxruntime's exceptions share no other base
-                raise DataError(f"converted model: cannot run on the data ({first_line(error)})") from None
-        return self.distance(found)
+                raise DataError(f"{name}: cannot run on the data ({first_line(error)})") from None
+        return found
 
-    def distance(self, found: Sequence[Values]) -> float:
+    def distance(self, found: Sequence[Values], exact: Sequence[Values] | None = None) -> float:
         """Return how far outputs are from the float model's; 0 where they do not depend on what changed.
 
         Parameters
         ----------
         found : sequence of dict of str to ndarray
             The outputs, batch by batch; those that are missing did not change.
+        exact : sequence of dict of str to ndarray, optional
+            Those of the float model, by default of the prepared one.
         """
-        first = self._outputs[0]
+        first, exact = self._outputs[0], exact or self._exact
         with np.errstate(invalid="ignore", over="ignore"):  # infinity less infinity is NaN, and said so
             if not self._classifier:
-                return relative_error(self._exact, found)
+                return relative_error(exact, found)
             if first not in found[0]:
                 return 0.0
-            return divergence(_rows(self._exact, first), _rows(found, first))
+            return divergence(_rows(exact, first), _rows(found, first))
 
 
 def divergence(scores: NDArray[np.floating], others: NDArray[np.floating]) -> float:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fgq import container, onnx_file
 from fgq.calibrate import observe
 from fgq.converters.compatibility import minimum_onnxruntime
+from fgq.converters.original import Original
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
@@ -140,7 +141,7 @@ def study(
     """
     candidate = container.load(converted)
     origins = provenance(command, {float_model: onnx_file.load(float_model), converted: candidate}, data)
-    model = read_float_model(float_model)
+    original, model = Original(float_model), read_float_model(float_model)
     float_bytes = model_bytes(float_model, model)
     prepare(model)
     repeat_moves(model, candidate, str(converted))
@@ -177,7 +178,7 @@ def study(
         layer_samples=count,
         layers=layers,
         float_bytes=_float_bytes(candidate),
-        whole=sensitivity.of_model(candidate),
+        whole=sensitivity.of_model(candidate, original),
         provenance=origins,
     )
 

@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
 from fgq import convert
 from fgq.container import SCALED_KEY
+from fgq.converters.passes import SumToAdd
 from fgq.errors import DataError, ModelError
 from fgq.eval.compare import compare
 
@@ -160,3 +162,40 @@ def test_strings_and_sequences_are_passed_over(make_model, tmp_path):
     onnx.save(model, tmp_path / "a.onnx")
     (error,) = compare(tmp_path / "a.onnx", tmp_path / "a.onnx", {"x": normal(4, 3)})
     assert error.name == "y"
+
+
+def test_outputs_are_judged_by_the_model_that_came_in(make_model, tmp_path, monkeypatch):
+    """Also where the float model is prepared first, so that scales can be moved in it."""
+    rng = np.random.default_rng(0)
+    text = """(float[N,5,8] x) => (float y) {
+        h = LayerNormalization(x, s, t) r = MatMul(h, v) k = Relu(r) m = MatMul(k, w) y = Add(m, c)
+    }"""
+    shapes = {"s": (8,), "t": (8,), "v": (8, 8), "w": (8, 8), "c": (8,)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["s"][::3] *= 50
+    onnx.save(make_model(text, weights), tmp_path / "float.onnx")
+    x = rng.standard_normal((16, 5, 8)).astype(np.float32)
+    model, _ = convert(
+        tmp_path / "float.onnx",
+        calibration={"x": x},
+        activations="int4",
+        smooth=True,
+        recipe="fgq",
+        group_size=4,
+    )
+    onnx.save(model, tmp_path / "converted.onnx")
+    assert SCALED_KEY in {entry.key for entry in model.metadata_props}
+
+    def output():
+        found = compare(tmp_path / "float.onnx", tmp_path / "converted.onnx", [{"x": x}])
+        return next(error for error in found if error.name == "y")
+
+    right = output()
+    call = SumToAdd.call
+
+    def spoil(self, model):
+        model.graph.initializers["c"].const_value = ir.Tensor(-weights["c"], name="c")
+        return call(self, model)
+
+    monkeypatch.setattr(SumToAdd, "call", spoil)
+    assert output() == right

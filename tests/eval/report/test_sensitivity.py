@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 from scipy import special
 
-from fgq import convert, onnx_file
+from fgq import container, convert
+from fgq.converters.original import Original
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
@@ -31,7 +33,7 @@ def silent(done, total):
 
 
 def opened(files):
-    model, converted = read_float_model(files.float_model), onnx_file.load(files.converted)
+    model, converted = read_float_model(files.float_model), container.load(files.converted)
     prepare(model)
     repeat_moves(model, converted)
     return model, converted, [entry.quantized for entry in pair_layers(model, converted) if entry.quantized]
@@ -113,9 +115,25 @@ def test_the_whole_model(files, run):
     )
     p, q = (special.softmax(each, axis=1) for each in (exact, found))
     sensitivity = Sensitivity(model, FEEDS, classifier=True)
-    assert sensitivity.of_model(converted) == pytest.approx(special.rel_entr(p, q).sum(1).mean(), rel=1e-2)
-    error = Sensitivity(model, FEEDS, classifier=False).of_model(converted)
+    original = Original(files.float_model)
+    assert sensitivity.of_model(converted, original) == pytest.approx(
+        special.rel_entr(p, q).sum(1).mean(), rel=1e-2
+    )
+    error = Sensitivity(model, FEEDS, classifier=False).of_model(converted, original)
     assert error == pytest.approx(((found - exact) ** 2).sum() / (exact**2).sum(), rel=1e-2)
+
+
+def test_the_whole_model_is_judged_by_what_came_in(files, run):
+    """Not by the graph after the passes, which may be wrong."""
+    model, converted, _ = opened(files)
+    output = model.graph.outputs[0]
+    last = output.producer()
+    spoiled = model.graph.initializers[last.inputs[1].name]
+    spoiled.const_value = ir.Tensor(-spoiled.const_value.numpy(), name=spoiled.name)
+    right = Sensitivity(opened(files)[0], FEEDS, classifier=False)
+    wrong = Sensitivity(model, FEEDS, classifier=False)
+    original = Original(files.float_model)
+    assert wrong.of_model(converted, original) == right.of_model(converted, original)
 
 
 @pytest.mark.parametrize("activations", ["int4", "none"])
@@ -139,7 +157,7 @@ def test_layers_whose_weights_took_scales(make_model, tmp_path):
     found = measured(paths, classifier=False)
     assert len(found) == 2
     assert max(found.values()) < 0.3
-    model, converted = read_float_model(paths.float_model), onnx_file.load(paths.converted)
+    model, converted = read_float_model(paths.float_model), container.load(paths.converted)
     prepare(model)
     pairs = [entry.quantized for entry in pair_layers(model, converted)]
     wrong = Sensitivity(model, FEEDS, classifier=False).of_layers(pairs, converted, silent)
@@ -163,7 +181,7 @@ def test_data_that_the_converted_model_refuses(files, make_model):
     sensitivity = Sensitivity(model, [{"x": X[:2]}], classifier=True)
     other = read_float_model(make_model("(float[N,9] x) => (float y) { y = Relu(x) }"))
     with pytest.raises(DataError, match="converted model: cannot run on the data"):
-        sensitivity.of_model(other)
+        sensitivity.of_model(other, Original(files.float_model))
 
 
 class TestDivergence:
