@@ -22,6 +22,7 @@ from fgq.eval.bench.kernels import Result
 from fgq.eval.bench.roofline import draw_roofline
 from fgq.eval.command import run_command
 from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.schema import LARGEST_JSON, read_text
 
 
 def tables(result: Result) -> dict[str, str]:
@@ -57,8 +58,8 @@ def read_result(path: Path) -> Result:
         If it is something else.
     """
     try:
-        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Result.from_dict(json.loads(read_text(path, DataError, LARGEST_JSON)))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: {type(error).__name__}: {error}; wanted what fgq bench kernels --json wrote"
         ) from None

@@ -28,6 +28,7 @@ from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
 from fgq.eval.command import run_command
 from fgq.eval.document import markdown_table, rewrite
+from fgq.schema import LARGEST_JSON, read_text
 
 _BASELINES = (FLOAT, INT8, DYNAMIC, OPENVINO)
 """Against which ratios are told, where a run holds them."""
@@ -157,8 +158,8 @@ def read_result(path: Path) -> Result:
         If it is something else.
     """
     try:
-        return Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return Result.from_dict(json.loads(read_text(path, DataError, LARGEST_JSON)))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: {type(error).__name__}: {error}; wanted what fgq bench model --json wrote"
         ) from None

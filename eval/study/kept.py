@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from fgq import onnx_file
 from fgq.errors import DataError
+from fgq.schema import LARGEST_JSON, read_text
 
 T = TypeVar("T")
 
@@ -133,8 +134,8 @@ def read_kept(path: Path, read: Callable[[dict[str, Any]], T]) -> T:
         If the file cannot be read or holds something else.
     """
     try:
-        return read(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return read(json.loads(read_text(path, DataError, LARGEST_JSON)))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: found {type(error).__name__}: {error}, wanted what a study keeps: remove the file"
         ) from None

@@ -7,9 +7,14 @@ import onnx
 import pytest
 
 from fgq.config import ConversionConfig
+from fgq.converters.layers import Layer, find_layers
+from fgq.converters.passes import prepare
+from fgq.converters.reader import read_float_model
 from fgq.errors import ConfigError, OutputError
 from fgq.pipeline import convert_file, unfinished_folder
 from fgq.refine import network
+from fgq.refine.checkpoint import Checkpoint
+from fgq.scheme import WeightScheme
 
 TEXT = """(float[N,3,8,8] x) => (float[N,4] y) {
     a = Conv<pads=[1,1,1,1]>(x, w)
@@ -166,7 +171,21 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_counts_as_absent(source, made, unfinished, tmp_path, refined, damage):
+def test_a_damaged_file_counts_as_absent(make_model, unfinished, damage):
+    model = read_float_model(make_model(TEXT, WEIGHTS))
+    prepare(model)
+    layers = [layer for layer in find_layers(model) if isinstance(layer, Layer)]
+    kept = Checkpoint(unfinished, (unfinished / "conversion.txt").read_text().strip(), resume=True)
+    one, other = sorted(unfinished.glob("*.npz"))
+    (layer,) = [layer for layer in layers if kept._path(layer) == one]
+    scheme = WeightScheme(group_size=4)
+    assert kept.read(layer, scheme).weight.shape == layer.shape
+    DAMAGES[damage](one, other)
+    assert kept.read(layer, scheme) is None
+
+
+@pytest.mark.parametrize("damage", ["each other's", "codes negated"])
+def test_a_damaged_layer_is_quantized_anew(source, made, unfinished, tmp_path, refined, damage):
     whole, report = made
     DAMAGES[damage](*sorted(unfinished.glob("*.npz")))
     again = convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=True)
@@ -196,7 +215,7 @@ def test_a_folder_that_was_just_made_is_gone_on_from(source, tmp_path, refined):
 
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("kind", ["other files", "ours and others", "a file", "a link", "a folder inside"])
-def test_what_was_not_made_here_is_not_touched(source, tmp_path, kind, resume):
+def test_what_was_not_made_here_is_not_touched(made, tmp_path, kind, resume):
     folder = unfinished_folder(tmp_path / "out.onnx")
     kept = folder / "precious"
     if kind == "a file":
@@ -209,11 +228,11 @@ def test_what_was_not_made_here_is_not_touched(source, tmp_path, kind, resume):
         kept = folder / "conversion.txt" / "precious"
         kept.parent.mkdir(parents=True)
     elif kind == "ours and others":
-        interrupted(source, tmp_path / "out.onnx")
+        shutil.copytree(unfinished_folder(made[0] / "out.onnx"), folder)
     else:
         folder.mkdir()
     kept.write_text("precious")
     with pytest.raises(OutputError, match=r"unfinished: found .*move it away"):
-        convert_file(source, tmp_path / "out.onnx", CONFIG, DATA, resume=resume)
+        Checkpoint(folder, "key", resume=resume)
     assert kept.read_text() == "precious"
     assert len(list(tmp_path.glob("elsewhere/*"))) == (kind == "a link")
