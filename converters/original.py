@@ -16,8 +16,7 @@ from fgq import onnx_file
 from fgq.converters.passes import passes, prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.self_check import Feed, onnxruntime_session
-from fgq.errors import ModelError
-from fgq.onnx_file import first_line
+from fgq.errors import ModelError, first_line
 
 Outputs = Mapping[str, Any]
 """What a model gives, by the names of its outputs."""

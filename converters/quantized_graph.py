@@ -102,8 +102,25 @@ def finish(model: ir.Model, *, inline: bool) -> None:
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.DeduplicateHashedInitializersPass(size_limit=1 << 40),
-        common.NameFixPass(),
     )(model)
+    _part_zero_points(model.graph)
+    common.NameFixPass()(model)
+
+
+def _part_zero_points(graph: ir.Graph) -> None:
+    """Give each dequantized weight a zero point of its own.
+
+    With ``session.x64quantprecision`` onnxruntime writes weights anew, and refuses a zero point that it has
+    written before.
+    """
+    taken: set[ir.Value] = set()
+    for node in graph:
+        zero = node.inputs[2] if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
+        if zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
+            continue
+        if zero in taken:
+            node.replace_input_with(2, add_initializer(graph, str(zero.name), zero.const_value.numpy()))
+        taken.add(zero)
 
 
 def _insert_quantizers(names: Names, site: Site, quantizers: Mapping[int, Quantizer]) -> None:

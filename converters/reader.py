@@ -14,7 +14,7 @@ import onnx_ir as ir
 from fgq import onnx_file
 from fgq.container import FORM_KEY, LEAST_IR_VERSION
 from fgq.converters.compatibility import runs_opset
-from fgq.errors import ModelError
+from fgq.errors import ModelError, first_line
 from fgq.functions import FUNCTION_DOMAIN, LEAST_OPSET
 
 OPSETS = range(9, 29)
@@ -88,7 +88,7 @@ def _change(
     try:
         return ir.from_proto(change(ir.to_proto(model)))
     except Exception as error:
-        raise ModelError(f"{name}: {failed} ({onnx_file.first_line(error)})") from error
+        raise ModelError(f"{name}: {failed} ({first_line(error)})") from error
 
 
 def _speaks(function: ir.Function, opset: int) -> bool:

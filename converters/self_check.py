@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from fgq import onnx_file
-from fgq.errors import ModelError
-from fgq.onnx_file import first_line
+from fgq import onnx_file, ort
+from fgq.errors import ModelError, first_line
 from fgq.quantize import signal_to_noise_db
 from fgq.report import OutputCheck, SelfCheck
 from fgq.runtime import Session
@@ -39,15 +37,7 @@ def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnx
     if isinstance(model, ir.Model):
         with onnx_file.on_disk(model) as path:
             return onnxruntime_session(path, name)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        reason = re.sub("Load model from .* failed: ?", "", first_line(error))  # at times a temporary file
-        raise ModelError(f"{name}: onnxruntime refuses it ({reason})") from None
+    return ort.open_session(model, name)
 
 
 def self_check(path: Path, feed: Feed, exact: Mapping[str, Any], *, data: str) -> SelfCheck:

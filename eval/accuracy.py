@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.data import InputSpec, Samples, as_batches
-from fgq.errors import DataError
-from fgq.onnx_file import first_line
+from fgq.errors import DataError, first_line
 from fgq.stats import Estimate, paired_bootstrap, wilson_interval
 
 BATCH = 64

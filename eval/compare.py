@@ -19,7 +19,7 @@ from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Source, as_batches, input_specs
-from fgq.errors import ModelError
+from fgq.errors import ModelError, first_line
 from fgq.quantize import decibels
 
 OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
@@ -199,7 +199,7 @@ def _run(
     try:
         return list(session.run(names, dict(feed)))
     except Exception as error:  # onnxruntime's exceptions share no other base
-        raise ModelError(f"{path}: cannot run on the samples ({onnx_file.first_line(error)})") from None
+        raise ModelError(f"{path}: cannot run on the samples ({first_line(error)})") from None
 
 
 def _layer_name(value: ir.Value) -> str:

@@ -10,10 +10,9 @@ from typing import Any
 from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
-from fgq.errors import DataError, FgqError
+from fgq.errors import DataError, FgqError, first_line
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset
-from fgq.onnx_file import first_line
 from fgq.runtime import Session
 from fgq.stats import Estimate
 from fgq.survey import model_bytes

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from fgq import ort
 from fgq.errors import ConfigError
 
 LIGHT_MODELS = (
@@ -165,10 +165,6 @@ def _run_normalized(
             node.attribute.extend(kept)
     del probe.graph.output[:]
     probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = ort.open_session(probe.SerializeToString(), "probe")
     activations: list[NDArray[np.float32]] = session.run(names, {session.get_inputs()[0].name: image})
     return activations

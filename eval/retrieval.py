@@ -18,12 +18,12 @@ from platform import python_version
 from typing import Annotated, Any, Protocol
 
 import numpy as np
-import onnxruntime
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from fgq import ort
 from fgq.errors import DataError, ModelError, OutputError
 from fgq.eval.command import run_command
 from fgq.eval.docstrings import docstring_pairs
@@ -249,10 +249,7 @@ def _evaluate(
 
 
 def _load(path: Path) -> Session:
-    try:
-        session: Session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelError(f"{path}: cannot be loaded by onnxruntime: {error}") from error
+    session: Session = ort.open_session(path, str(path))
     return session
 
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fgq import ort
 from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
 from fgq.errors import DataError, ModelError, OutputError
 from fgq.mmse import StreamingHistogram, choose_quantizer
@@ -168,20 +168,14 @@ def _check_tensors(model: ir.Model, names: Iterable[str], inputs: Sequence[Input
 @contextlib.contextmanager
 def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[ort.InferenceSession]:
     """Open a session of the model with further outputs."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
     with temporary_folder() as folder:
         path = folder / "observed.onnx"
         try:
             ir.save(_with_outputs(model, computed), path, external_data="weights.bin")
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = ort.open_session(path, "model")
         except OSError as error:
             raise OutputError(
                 f"temporary file {path}: cannot be written ({error.strerror or error})"
-            ) from None
-        except Exception as error:  # onnxruntime's exceptions share no other base
-            raise ModelError(
-                f"model: found that onnxruntime cannot load it ({_one_line(error)}), wanted a model that runs"
             ) from None
         for output in session.get_outputs():
             if output.name in computed and output.type not in _FLOAT_TYPES:

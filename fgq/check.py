@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from fgq.converters.original import Original, Outputs, check_prepared, run
 from fgq.converters.self_check import few_samples
 from fgq.data import Feed, InputSpec, has_open_batch
-from fgq.errors import DataError
-from fgq.onnx_file import first_line
+from fgq.errors import DataError, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,3 +41,8 @@ class OutputError(FgqError):
 
 class KernelError(FgqError):
     """No kernel can do what was asked on this machine or for this layer."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type's name."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

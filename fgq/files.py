@@ -15,7 +15,7 @@ from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.export import export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import input_specs
-from fgq.errors import DataError, FgqError, ModelError, OutputError
+from fgq.errors import DataError, FgqError, ModelError, OutputError, first_line
 from fgq.runtime import Session, StepTime
 
 
@@ -123,7 +123,7 @@ def run_file(
     except FgqError:
         raise
     except Exception as error:
-        raise DataError(f"{source}: the model cannot run on it ({onnx_file.first_line(error)})") from None
+        raise DataError(f"{source}: the model cannot run on it ({first_line(error)})") from None
     outputs = dict(zip([output.name for output in session.get_outputs()], results, strict=True))
     for name, array in outputs.items():
         if not isinstance(array, np.ndarray) or array.dtype.hasobject:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Feed
-from fgq.errors import DataError
-from fgq.onnx_file import first_line
+from fgq.errors import DataError, first_line
 from fgq.outputs import Float, class_scores, classifier_output
 from fgq.report import HeldOutCheck
 from fgq.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from fgq import stopping
 from fgq.dialect import plain
-from fgq.errors import ModelError, OutputError
+from fgq.errors import ModelError, OutputError, first_line
 from fgq.temporary import new_folder, temporary_folder
 
 _PROTOBUF_LIMIT = 1_900_000_000
@@ -101,11 +101,6 @@ def files_of(path: str | os.PathLike[str], model: ir.Model) -> set[Path]:
     """
     tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     return {Path(path), *(Path(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))}
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type's name."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def root(error: BaseException) -> BaseException:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
-from onnxruntime import GraphOptimizationLevel, InferenceSession, SessionOptions
+
+from fgq import ort
+from fgq.errors import ModelError
 
 _BIG = 1000
 """Constants of more bytes are left out of what is inferred from: their type and shape suffice."""
@@ -136,12 +138,9 @@ def _ask_onnxruntime(skeleton: onnx.ModelProto, values: Sequence[ir.Value]) -> N
         return
     del skeleton.graph.output[:]
     skeleton.graph.output.extend(onnx.ValueInfoProto(name=str(value.name)) for value in values)
-    options = SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
-    options.graph_optimization_level = GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = InferenceSession(skeleton.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # onnxruntime's exceptions share no other base
+        session = ort.open_session(skeleton.SerializeToString(), "model", threads=1, optimized=False)
+    except ModelError:
         return
     for value, known in zip(values, session.get_outputs(), strict=True):
         value.type = _read_type(known.type)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import ready
 from fgq.kernels.simd.emit import Emitter, Value, Variable, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.threads import spread
@@ -126,8 +127,7 @@ class Quantize:
         out : ndarray of uint8
             Written: the shape of `x`, or (B, H, W, C) for images. C order.
         """
-        if not (x.flags.c_contiguous and x.flags.writeable):  # read-only arrays have a type of their own
-            x = np.require(x, requirements=["C", "W"])
+        x = ready(x)
         flat = x.reshape(-1)
         if self._image and self._planes.size != flat.size:
             self._planes = np.empty(flat.size, np.uint8)
@@ -179,7 +179,7 @@ def dynamic_quantization(x: NDArray[np.float32]) -> tuple[float, int]:
     """
     _check_real(x)
     ends = np.zeros((2, 16), np.float32)
-    _ranger(index_of(available()[0]))(np.require(x, requirements=["C", "W"]).reshape(-1), ends)
+    _ranger(index_of(available()[0]))(ready(x).reshape(-1), ends)
     lowest, highest = ends[0].min(), ends[1].max()
     if lowest == highest:
         return 1.0, 0

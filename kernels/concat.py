@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import check
 from fgq.kernels.lookup import checked_table, looker
 from fgq.kernels.simd.emit import Emitter, emitted, i8
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
@@ -58,6 +59,9 @@ class Concat:
         tables: Sequence[NDArray[np.uint8]],
         threads: int = 1,
     ) -> None:
+        check("concat", y=(y, y.shape, np.uint8))
+        for index, part in enumerate(parts):
+            check("concat", **{f"part {index}": (part, part.shape, np.uint8)})
         joined = sum(part.shape[axis] for part in parts)
         for part in parts:
             if (*part.shape[:axis], joined, *part.shape[axis + 1 :]) != y.shape:

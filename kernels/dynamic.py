@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
 from fgq.kernels.activations import Quantize, _quantize, _quantizer, _ranger, dynamic_quantization
+from fgq.kernels.boundary import check
 from fgq.kernels.driver import held
 from fgq.kernels.epilogue import Sums
 from fgq.kernels.layer import Layer
@@ -85,6 +86,10 @@ def bind_quantize(
     threads : int
         How many threads to use.
     """
+    check(
+        "quantize rows", x=(x, x.shape, np.float32),
+        memory=(memory, (*x.shape[:-1], x.shape[-1] + NUMBERS_BYTES), np.uint8),
+    )  # fmt: skip
     rows = Rows.within(memory)
     table = x.reshape(rows.activations.shape)
     if not by_row:
@@ -133,6 +138,13 @@ def bind_multiply(
     threads : int
         How many threads to use.
     """
+    count, outputs = len(rows.activations), layer.outputs
+    check(
+        "multiply rows", scales=(rows.scales, (count,), np.float32), zeros=(rows.zeros, (count,), np.int32),
+        column_sums=(column_sums, (outputs,), np.int32), row_scale=(row_scale, (outputs,), np.float32),
+        shift=(shift, (outputs,), np.float32), residual=(residual, (count, outputs), np.float32),
+        out=(out, (count, outputs), np.float32),
+    )  # fmt: skip
     sums = out.view(np.int32)
     add_up = layer.bind(rows.activations, sums, scratch, epilogue=Sums(), threads=threads)
     added = np.empty((0, out.shape[1]), np.float32) if residual is None else residual

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import check
 from fgq.kernels.epilogue import QuantizedAdd
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
@@ -81,6 +82,8 @@ class _Binary:
                 f"scales: found {list(scales)}, wanted such whose quotients are float32 numbers"
             )
         self._numbers = np.array([lowest, highest], np.int64)
+        for name, array in (("a", a), ("b", b), ("y", y)):
+            check(type(self).__name__.lower(), **{name: (array, array.shape, np.uint8)})
         self._cut, self._tiles = _cut(a, b, y)
         self._a, self._b = (
             tile[1] if tile else x.reshape(-1) for x, tile in zip((a, b), self._tiles, strict=True)

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import ready
 from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS
 
@@ -254,7 +255,7 @@ def _per_output(name: str, given: ArrayLike, outputs: int) -> NDArray[np.float32
         )
     if factors.shape == (outputs,):
         whole = factors.flags.c_contiguous and factors.flags.writeable
-        return factors if whole else np.require(factors, requirements=["C", "W"])
+        return factors if whole else ready(factors)
     return np.full(outputs, factors, np.float32)
 
 

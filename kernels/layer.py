@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import KernelError
+from fgq.kernels.boundary import check, ready
 from fgq.kernels.dispatch import Kernel, Memory, Problem, Wish, select_kernel
 from fgq.kernels.driver import Engine, Job, aligned, bind, held, in_large_pages, plan_job
 from fgq.kernels.epilogue import Epilogue, Sums
@@ -242,10 +243,9 @@ class Layer:
         """
         epilogue = _SUMS if epilogue is None else epilogue
         call = self._call(x, threads)
-        if not (x.flags.c_contiguous and x.flags.writeable):  # read-only arrays have a type of their own
-            x = np.require(x, requirements=["C", "W"])
+        x = ready(x)
         if residual is not None or epilogue.needs_residual:
-            residual = _checked(residual, epilogue, call.shape)
+            residual = ready(_checked(residual, epilogue, call.shape))
         out = aligned(call.shape, epilogue.dtype)
         if out.size:
             self._bind(call, x, out, epilogue, residual, held.borrow(*call.scratch))()
@@ -294,11 +294,13 @@ class Layer:
         """
         call = self._call(x, threads)
         if residual is not None or epilogue.needs_residual:
-            residual = _checked(residual, epilogue, call.shape)
-        if out.shape != call.shape or out.dtype != epilogue.dtype:
-            wanted = f"{np.dtype(epilogue.dtype)}{list(call.shape)}"
-            raise KernelError(f"out: found {out.dtype}{list(out.shape)}, wanted {wanted}")
+            _checked(residual, epilogue, call.shape)
         count, size = call.scratch
+        check(
+            call.prepared.kernel.name, x=(x, x.shape, np.uint8), out=(out, call.shape, epilogue.dtype),
+            residual=(residual, call.shape, epilogue.residual_dtype),
+            scratch=(scratch[: count * size], (count * size,), np.uint8),
+        )  # fmt: skip
         return self._bind(call, x, out, epilogue, residual, scratch[: count * size].reshape(count, size))
 
     def _bind(
@@ -416,12 +418,10 @@ def _starts(weight: Weight) -> NDArray[Any]:
     return starts
 
 
-def _checked(
-    residual: NDArray[Any] | None, epilogue: Epilogue, shape: tuple[int, ...]
-) -> NDArray[Any] | None:
+def _checked(residual: NDArray[Any] | None, epilogue: Epilogue, shape: tuple[int, ...]) -> NDArray[Any]:
     dtype = epilogue.residual_dtype
     if residual is None or residual.dtype != dtype or residual.shape != shape:
         found = "none" if residual is None else f"{residual.dtype}{list(residual.shape)}"
         wanted = "none" if dtype is None else f"{np.dtype(dtype)}{list(shape)}"
         raise KernelError(f"residual: found {found}, wanted {wanted}")
-    return np.require(residual, requirements=["C", "W"])
+    return residual

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import check, ready
 from fgq.kernels.simd.emit import Emitter, Value, emitted, i8
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.simd.rows import each_vector, load, store
@@ -93,7 +94,7 @@ class Lookup:
     Parameters
     ----------
     x, y : ndarray of uint8
-        What is read and written by each call, C order, of one size. They may be the same array.
+        What is read and written by each call, C order, of one shape. They may be the same array.
     table : ndarray of uint8, shape (256,)
         The results.
     threads : int
@@ -102,14 +103,13 @@ class Lookup:
     Raises
     ------
     KernelError
-        If sizes do not fit.
+        If an array does not fit.
     """
 
     def __init__(
         self, x: NDArray[np.uint8], y: NDArray[np.uint8], table: NDArray[np.uint8], threads: int = 1
     ) -> None:
-        if x.size != y.size:
-            raise KernelError(f"lookup: found {x.size} activations for {y.size} results, wanted as many")
+        check("lookup", x=(x, x.shape, np.uint8), y=(y, x.shape, np.uint8))
         self._x, self._y, self._table = x.reshape(-1), y.reshape(-1), checked_table(table)
         self._pieces, self._threads = -(-x.size // _PIECE), threads
         self._look_up = looker(index_of(available()[0]))
@@ -136,7 +136,7 @@ def checked_table(table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     if table.dtype != np.uint8 or table.shape != (256,):
         raise KernelError(f"table: found {table.dtype}{list(table.shape)}, wanted uint8[256]")
-    return np.require(table, requirements=["C", "W"])
+    return ready(table)
 
 
 @cache

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import check
 from fgq.kernels.epilogue import Requantize
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i16, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
@@ -47,13 +48,15 @@ class MaxPool:
         Rows and columns of the window.
     window : Window
         Strides, padding, dilations.
+    lowest, highest : int
+        Range of the result.
     threads : int
         How many threads to use.
 
     Raises
     ------
     KernelError
-        If images or channels are not as many before and behind.
+        If an array does not fit, or images or channels are not as many before and behind.
     """
 
     def __init__(
@@ -62,16 +65,22 @@ class MaxPool:
         y: NDArray[np.uint8],
         kernel: tuple[int, int],
         window: Window,
+        *,
+        lowest: int = 0,
+        highest: int = 255,
         threads: int = 1,
     ) -> None:
+        self._numbers = _numbers(x, y, kernel, window)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
-        self._numbers = _numbers(x.shape, y.shape, kernel, window)
+        self._bounds = (np.uint8(lowest), np.uint8(highest)) if (lowest, highest) != (0, 255) else None
         self._rows, self._threads = y.shape[0] * y.shape[1], threads
         self._pool = _max_pooler(index_of(available()[0]))
 
     def __call__(self) -> None:
         """Pool what `x` now holds."""
         spread(self._rows, self._threads, self._work)
+        if self._bounds is not None:
+            np.clip(self._y, *self._bounds, out=self._y)
 
     def _work(self, _thread: int, begin: int, end: int) -> None:
         self._pool(self._x, self._numbers, begin, end, self._y)
@@ -113,8 +122,8 @@ class AveragePool:
         threads: int = 1,
     ) -> None:
         Requantize(np.float32(x_scale), y_zero, lowest, highest)  # checks the range
+        self._numbers = _numbers(x, y, kernel, window, count_padding)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
-        self._numbers = _numbers(x.shape, y.shape, kernel, window, count_padding)
         self._floats = np.array([x_zero, x_scale, y_scale, y_zero, lowest, highest], np.float32)
         self._rows, self._threads = y.shape[0] * y.shape[1], threads
         self._pool = _average_pooler(index_of(available()[0]))
@@ -156,7 +165,10 @@ class GlobalAveragePool:
         highest: int = 255,
         threads: int = 1,
     ) -> None:
-        images, height, width, channels = x.shape
+        images, height, width, channels = _image(x)
+        check(
+            "global average", x=(x, x.shape, np.uint8), y=(y, (images, 1, 1, channels), np.uint8)
+        )  # fmt: skip
         pixels = height * width
         if y.size != images * channels or not 0 < pixels <= 1 << 23:
             raise KernelError(
@@ -180,12 +192,19 @@ class GlobalAveragePool:
         self._pool(self._x, self._numbers, self._floats, self._blocks, begin, end, self._y)
 
 
+def _image(array: NDArray[np.uint8]) -> tuple[int, ...]:
+    if array.ndim != 4:
+        raise KernelError(f"pooling: found an array {list(array.shape)}, wanted images [B, H, W, C]")
+    return array.shape
+
+
 def _numbers(
-    x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, int], window: Window, *others: int
+    x: NDArray[np.uint8], y: NDArray[np.uint8], kernel: tuple[int, int], window: Window, *others: int
 ) -> NDArray[np.int64]:
-    if len(x) != 4 or len(y) != 4 or x[::3] != y[::3]:
-        raise KernelError(f"pooling: found {list(x)} for {list(y)}, wanted as many images and channels")
-    sizes = *x[1:], *y[1:3], *kernel
+    images, *image, channels = _image(x)
+    size = _image(y)[1:3]
+    check("pooling", x=(x, x.shape, np.uint8), y=(y, (images, *size, channels), np.uint8))
+    sizes = *image, channels, *size, *kernel
     return np.array([*sizes, *window.strides, *window.pads, *window.dilations, *others], np.int64)
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
+from fgq.kernels.boundary import check, ready
 from fgq.kernels.driver import held
 from fgq.kernels.epilogue import Requantize
 from fgq.kernels.rounding import rounder, rounding, rounding_tier, store_activations
@@ -62,11 +63,8 @@ class _Rows:
         highest: int,
         threads: int,
     ) -> None:
-        if x.dtype != np.float32 or y.dtype not in (np.float32, np.uint8) or x.shape != y.shape:
-            raise KernelError(
-                f"transformer: found {x.dtype}{list(x.shape)} for {y.dtype}{list(y.shape)}, "
-                "wanted float32 for float32 or uint8 of one shape"
-            )
+        made = np.uint8 if y.dtype == np.uint8 else np.float32
+        check(type(self).__name__.lower(), x=(x, x.shape, np.float32), y=(y, x.shape, made))
         Requantize(np.float32(y_scale), y_zero, lowest, highest)  # checks the range
         self._x, self._y, self._width = x.reshape(-1), y.reshape(-1), width
         self._rows, self._threads = -(-x.size // max(width, 1)), threads
@@ -136,6 +134,7 @@ class Softmax(_Rows):
         # where the row of the mask begins that belongs to each row of x
         self._places = np.full(self._rows, -1, np.int64)
         if mask is not None:
+            check("softmax", mask=(mask, (*mask.shape[:-1], self._width), np.float32))
             try:
                 places = np.arange(mask.size // self._width).reshape(mask.shape[:-1]) * self._width
                 places = np.broadcast_to(places, x.shape[:-1])
@@ -198,17 +197,14 @@ class LayerNorm(_Rows):
         highest: int = 255,
     ) -> None:
         super().__init__(x, y, x.shape[-1], y_scale, y_zero, lowest, highest, threads)
-        for name, array, shape in (
-            ("weight", weight, x.shape[-1:]), ("bias", bias, x.shape[-1:]),
-            ("added", added, x.shape), ("total", total, x.shape),
-        ):  # fmt: skip
-            if array is not None and (array.dtype != np.float32 or array.shape != shape):
-                raise KernelError(
-                    f"{name}: found {array.dtype}{list(array.shape)}, wanted float32{list(shape)}"
-                )
+        weight, bias = ready(weight), ready(bias)
+        check(
+            "layernorm", weight=(weight, x.shape[-1:], np.float32), bias=(bias, x.shape[-1:], np.float32),
+            added=(added, x.shape, np.float32), total=(total, x.shape, np.float32),
+        )  # fmt: skip
         if added is None and total is not None:
             raise KernelError("total: found no array to be added, wanted one")
-        self._weight, self._bias = (np.require(a, requirements=["C", "W"]) for a in (weight, bias))
+        self._weight, self._bias = weight, bias
         self._epsilon = np.float32(epsilon)
         self._added, self._total = (_NOTHING if a is None else a.reshape(-1) for a in (added, total))
         self._compute = _layer_norm(

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from fgq.errors import KernelError
 
+_LARGEST = 2**31 - 1
+"""Places in an image are computed from these numbers in int64."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
@@ -40,9 +43,9 @@ class Window:
             ("dilations", self.dilations, 2, 1),
             ("groups", (self.groups,), 1, 1),
         ):
-            if len(found) != length or min(found) < lowest:
+            if len(found) != length or min(found) < lowest or max(found) > _LARGEST:
                 raise KernelError(
-                    f"{name}: found {list(found)}, wanted {length} whole numbers of at least {lowest}"
+                    f"{name}: found {list(found)}, wanted {length} whole numbers of {lowest} to {_LARGEST}"
                 )
 
     def output_size(self, height: int, width: int, kernel: tuple[int, int]) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 from fgq import Session, cli
 from fgq.kernels.dispatch import Wish
+from fgq.ort import session_options
 
 # A shell's background jobs ignore interrupts, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -50,8 +51,7 @@ def _make_model(
 def _session(
     model: onnx.ModelProto | str | Path, optimized: Path | None = None
 ) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)

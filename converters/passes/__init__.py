@@ -15,7 +15,7 @@ from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.mean_to_pool import MeanToPool
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
-from fgq.errors import ModelError
+from fgq.errors import ModelError, first_line
 from fgq.shapes import InferShapes
 
 __all__ = [
@@ -72,7 +72,7 @@ def prepare(model: ir.Model) -> None:
         try:
             step(model)
         except Exception as error:
-            reason = onnx_file.first_line(onnx_file.root(error))
+            reason = first_line(onnx_file.root(error))
             raise ModelError(
                 f"model: the graph is malformed, or the pass {type(step).__name__} wrong ({reason})"
             ) from error

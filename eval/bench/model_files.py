@@ -13,11 +13,10 @@ from fgq import onnx_file
 from fgq.config import ConversionConfig, ExportForm, Recipe
 from fgq.container import FORM_KEY
 from fgq.data import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
-from fgq.errors import ConfigError, DataError, FgqError
+from fgq.errors import ConfigError, DataError, FgqError, first_line
 from fgq.eval import characters
 from fgq.eval.datasets import CHARACTERS, open_dataset
 from fgq.files import export_file
-from fgq.onnx_file import first_line
 from fgq.pipeline import CALIBRATION_BATCH, Progress, convert_file
 
 FLOAT, INT8, DYNAMIC = "float", "int8", "dynamic int8"

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fgq import onnx_file
+from fgq import onnx_file, ort
 from fgq.config import ConversionConfig
 from fgq.data import LABELS, as_samples, input_specs
 from fgq.eval.accuracy import top1
@@ -175,9 +174,7 @@ class Job:
 
 
 def _accuracy(model: Path, images: NDArray[np.float32], labels: NDArray[np.int64], threads: int) -> float:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = ort.open_session(model, model.name, threads=threads)
     inputs = input_specs(onnx_file.load(model))
     samples = as_samples({"image": images, LABELS: labels}, inputs, where=model.name)
     return top1({model.name: session}, samples)[model.name].top1.value

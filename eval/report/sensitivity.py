@@ -21,9 +21,8 @@ from fgq.converters.biases import find_bias
 from fgq.converters.original import Original
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import Feed
-from fgq.errors import DataError, ModelError
+from fgq.errors import DataError, ModelError, first_line
 from fgq.eval.report.layers import QuantizedLayer
-from fgq.onnx_file import first_line
 from fgq.outputs import relative_error
 from fgq.refine.pieces import Piece, Prefix, Replacement, Values
 

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from fgq import ort
 from fgq.container import constant
-from fgq.errors import DataError, ModelError
-from fgq.onnx_file import first_line
+from fgq.errors import DataError, first_line
 from fgq.ort_values import needs_values, run_values
 
 Values = dict[str, Any]
@@ -126,16 +125,7 @@ class Piece:
         proto = helper.make_model(
             graph, opset_imports=imports, ir_version=self._ir_version, functions=self._functions
         )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        try:
-            return onnxruntime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            raise ModelError(
-                f"prepared graph: onnxruntime refuses a piece of it ({first_line(error)})"
-            ) from None
+        return ort.open_session(proto.SerializeToString(), "a piece of the prepared graph")
 
 
 class Prefix:

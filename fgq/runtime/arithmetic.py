@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from fgq.kernels.elementwise import Add, Multiply
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, broadcast
+from fgq.scheme import Quantizer
 
 
 class BinaryStep(Step):
@@ -66,24 +67,44 @@ class BinaryStep(Step):
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
-        return np.broadcast_shapes(*(array.shape for array in arrays))
+        return broadcast(self.name, *(array.shape for array in arrays))
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        (a, b), (one, other), made = arrays, self.operands, self.made
-        if not _repeats(a.shape, b.shape, out.shape):
-            return self._written_out(arrays, out, threads)
-        return {"Add": Add, "Mul": Multiply}[self.op_type](
-            a, b, out,
-            scales=(one.quantizer.scale, other.quantizer.scale, made.quantizer.scale),
-            zeros=(one.quantizer.zero_point, other.quantizer.zero_point, made.quantizer.zero_point),
-            lowest=made.lowest, highest=made.highest, fused=not made.narrowed, threads=threads,
-        )  # fmt: skip
+        quantizers = [operand.quantizer for operand in self.operands]
+        operation = {"Add": Add, "Mul": Multiply}[self.op_type]
+        return bind_binary(operation, arrays, quantizers, out, self.made, threads)
 
-    def _written_out(self, arrays: Sequence[Array], out: Array, threads: int) -> Call:
-        """Return the call for shapes that repeat in some other way: operands are copied in full first."""
+
+def bind_binary(
+    operation: type[Add | Multiply],
+    arrays: Sequence[Array],
+    quantizers: Sequence[Quantizer],
+    out: Array,
+    made: Requantization,
+    threads: int,
+) -> Call:
+    """Return the call that adds or multiplies two quantized tensors whose shapes broadcast.
+
+    Parameters
+    ----------
+    operation : type
+        `Add` or `Multiply`.
+    arrays : pair of ndarray of uint8
+        The operands, C order.
+    quantizers : pair of Quantizer
+        Theirs.
+    out : ndarray of uint8
+        Written, of the shape to which they broadcast.
+    made : Requantization
+        How the result becomes integers.
+    threads : int
+        How many threads to use.
+    """
+    if not _repeats(arrays[0].shape, arrays[1].shape, out.shape):
+        # shapes that repeat in some other way: operands are copied in full first
         full = [np.empty(out.shape, np.uint8) for _ in arrays]
-        call = self.bind(full, out, np.empty(0, np.uint8), threads)
+        call = bind_binary(operation, full, quantizers, out, made, threads)
 
         def run() -> None:
             for whole, array in zip(full, arrays, strict=True):
@@ -91,6 +112,13 @@ class BinaryStep(Step):
             call()
 
         return run
+    one, other = quantizers
+    return operation(
+        *arrays, out,
+        scales=(one.scale, other.scale, made.quantizer.scale),
+        zeros=(one.zero_point, other.zero_point, made.quantizer.zero_point),
+        lowest=made.lowest, highest=made.highest, fused=not made.narrowed, threads=threads,
+    )  # fmt: skip
 
 
 def _repeats(one: tuple[int, ...], other: tuple[int, ...], whole: tuple[int, ...]) -> bool:

@@ -16,11 +16,12 @@ from fgq.dynamic import DynamicProduct
 from fgq.errors import FgqError
 from fgq.kernels import Weight
 from fgq.kernels.dispatch import Memory, Wish
+from fgq.kernels.driver import aligned
 from fgq.kernels.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
 from fgq.kernels.layer import Layer
 from fgq.runtime.orders import Order
 from fgq.runtime.products import RealEnd, channels_first, possible
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, broadcast
 from fgq.scheme import Ranges
 
 
@@ -140,6 +141,10 @@ class DynamicProductStep(Step):
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
+        return broadcast(self.name, self._own_shape(arrays), *(array.shape for array in arrays[1:]))
+
+    def _own_shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """Return the shape of the product, without what is added to it."""
         return (*arrays[0].shape[:-1], self._layer.outputs)
 
     def scratch_bytes(self, arrays: Sequence[Array], threads: int) -> int:
@@ -148,6 +153,16 @@ class DynamicProductStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
+        own = self._own_shape(arrays)
+        if any(array.shape != own for array in arrays[1:]):
+            product = aligned(own, np.float32)
+            multiply = self.bind(arrays[:1], product, scratch, threads)
+
+            def run() -> None:
+                multiply()
+                np.add(product, arrays[1], out=out)
+
+            return run
         flat = (-1, self._layer.outputs)
         return bind_multiply(
             self._layer, self._column_sums, self._row_scale, self._shift, Rows.within(arrays[0]),

@@ -9,9 +9,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.kernels.activations import Quantize
+from fgq.kernels.boundary import check
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Requantization, is_operator, read_clipped
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, wanted_rank
 
 
 class QuantizeStep(Step):
@@ -47,16 +48,24 @@ class QuantizeStep(Step):
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
-        (shape,) = (array.shape for array in arrays)
-        return (shape[0], *shape[2:], shape[1]) if self._image else shape
+        return self._made_shape(arrays[0].shape)
+
+    def _made_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if not self._image:
+            return shape
+        wanted_rank(self.name, shape, 4)
+        return (shape[0], *shape[2:], shape[1])
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        return self.bind_feed({"": arrays[0]}, "", out, threads)
+        return self.bind_feed({"": arrays[0]}, "", arrays[0].shape, out, threads)
 
-    def bind_feed(self, feeds: Mapping[str, Array], name: str, out: Array, threads: int) -> Call:
-        """Return the call that takes the real values from `feeds` when it is made."""
+    def bind_feed(
+        self, feeds: Mapping[str, Array], name: str, shape: tuple[int, ...], out: Array, threads: int
+    ) -> Call:
+        """Return the call that takes the real values, of the given shape, from `feeds` when it is made."""
         made = self._made
+        check("quantize", out=(out, self._made_shape(shape), np.uint8))
         quantize = Quantize(
             made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
             image=self._image, threads=threads,

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.container import constant
+from fgq.kernels.driver import aligned
 from fgq.kernels.transformer import Gelu, LayerNorm, Softmax
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Requantization, is_operator, read_result
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, broadcast
 
 
 class _FloatStep(Step):
@@ -90,7 +91,12 @@ class LayerNormStep(_FloatStep):
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
         epsilon = self._node.attributes.get_float("epsilon", 1e-5)
-        return LayerNorm(arrays[0], out, self._weight, self._bias, epsilon, threads)
+        width = arrays[0].shape[-1]
+        weight, bias = (
+            np.broadcast_to(array, (width,)) if array.size == 1 else array
+            for array in (self._weight, self._bias)
+        )
+        return LayerNorm(arrays[0], out, weight, bias, epsilon, threads)
 
 
 class SoftmaxStep(_FloatStep):
@@ -112,8 +118,21 @@ class SoftmaxStep(_FloatStep):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
-        mask = arrays[1] if len(arrays) > 1 else None
-        return Softmax(arrays[0], out, scale=self._scale, mask=mask, threads=threads)
+        x, mask = arrays[0], arrays[1] if len(arrays) > 1 else None
+        if mask is None or (out.shape == x.shape and mask.shape[-1] == x.shape[-1]):
+            return Softmax(x, out, scale=self._scale, mask=mask, threads=threads)
+        masked, scale, added = aligned(out.shape, np.float32), np.float32(self._scale), mask
+        softmax = Softmax(masked, out, threads=threads)
+
+        def run() -> None:
+            np.add(x * scale, added, out=masked)
+            softmax()
+
+        return run
+
+    def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
+        """See `Step`."""
+        return broadcast(self.name, *(array.shape for array in arrays))
 
 
 def read_gelu(node: ir.Node) -> GeluStep | None:
@@ -150,14 +169,23 @@ def read_layer_norm(node: ir.Node) -> LayerNormStep | None:
     return LayerNormStep(node, weight, np.zeros_like(weight) if bias is None else bias)
 
 
-def read_softmax(node: ir.Node) -> SoftmaxStep | None:
-    """Recognise a Softmax over the last axis, and a constant factor and a mask before it."""
+def read_softmax(node: ir.Node, opset: int) -> SoftmaxStep | None:
+    """Recognise a Softmax over the last axis, and a constant factor and a mask before it.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    opset : int
+        Of the standard operators.
+    """
     if not is_operator(node, "Softmax") or node.inputs[0] is None:
         return None
     source, shape = node.inputs[0], node.inputs[0].shape
     if shape is None or len(shape) < 2 or source.dtype != ir.DataType.FLOAT:
         return None
-    if node.attributes.get_int("axis", -1) not in (-1, len(shape) - 1):
+    # up to opset 12 all axes from this one on are one, the last alone if it is the last
+    last_by_default = opset >= 13 or len(shape) == 2
+    if node.attributes.get_int("axis", -1 if last_by_default else 1) not in (-1, len(shape) - 1):
         return None
     mask = None
     if (added := _only(source, "Add")) is not None:
@@ -241,5 +269,6 @@ def _other_number(node: ir.Node, value: ir.Value) -> float | None:
 
 
 def _number(value: ir.Value | None) -> float | None:
+    """Return a constant of one element that changes the shape of nothing which has an axis."""
     array = constant(value)
-    return float(array.item()) if array is not None and array.size == 1 else None
+    return float(array.item()) if array is not None and array.size == 1 and array.ndim <= 1 else None

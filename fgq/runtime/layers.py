@@ -187,5 +187,13 @@ def _read_bias(value: ir.Value, activation: Quantizer, weight: QuantizedTensor) 
     wanted = np.float32(activation.scale) * weight.row_scale
     if integers is None or integers.dtype != np.int32 or scale is None:
         return None
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    computed = len(node.inputs) > 2 and node.inputs[2] is not None and zero is None
+    if computed or (zero is not None and zero.any()) or integers.ndim > 1 or scale.ndim > 1:
+        return None
+    outputs = weight.shape[weight.channel_axis]
+    if integers.size not in (1, outputs) or scale.size not in (1, outputs):
+        return None
     # onnxruntime reads the integers alone; writers round the product of the two scales in different ways
-    return integers if np.allclose(scale, wanted, rtol=1e-5, atol=0) else None
+    same = np.allclose(scale, wanted, rtol=1e-5, atol=0)
+    return np.array(np.broadcast_to(integers, (outputs,))) if same else None

@@ -11,9 +11,9 @@ from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 from numpy.typing import NDArray
 
+from fgq import ort
 from fgq.container import constant
 from fgq.kernels.lookup import Lookup
 from fgq.runtime.orders import Order
@@ -138,14 +138,10 @@ def _tabulate(
         value.shape = None
     clone.inputs[0].shape = ir.Shape([256])
     model = ir.to_proto(ir.Model(clone, ir_version=10))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level, options.intra_op_num_threads = 4, 1
     dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
     every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.open_session(model.SerializeToString(), "a function of one activation", threads=1)
         (table,) = session.run(None, {str(source.name): every.astype(dtype)})
     except Exception:  # onnxruntime's exceptions share no other base
         return None

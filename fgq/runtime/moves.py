@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fgq.container import constant
 from fgq.runtime.orders import Order, after_transpose, between
 from fgq.runtime.quantizers import is_operator, read_quantized, read_result
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, wanted_rank
 
 
 class ReorderStep(Step):
@@ -63,6 +63,9 @@ class ReorderStep(Step):
         return lambda: np.bitwise_xor(from_bytes, np.uint8(128), out=to_bytes)  # type: ignore[return-value]
 
     def _view(self, array: Array) -> Array:
+        order = self._from or self._to
+        if order is not None:
+            wanted_rank(self.name, array.shape, len(order))
         return array.transpose(between(self._from, self._to, array.ndim))
 
 
@@ -196,7 +199,12 @@ _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 
 
 def _sizes(node: ir.Node) -> list[int] | None:
-    """Return the constant shape or axes of a node, None where there are none."""
+    """Return the constant shape or axes of a node, None where there are none.
+
+    Those of Squeeze and Unsqueeze are attributes up to opset 12.
+    """
+    if "axes" in node.attributes:
+        return list(node.attributes.get_ints("axes", ()))
     array = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if array is None:
         return None

@@ -67,7 +67,10 @@ class PoolStep(Step):
         """See `Step`."""
         x, made = arrays[0], self._made
         if self._node.op_type == "MaxPool":
-            return MaxPool(x, out, self._kernel, self._window(x), threads)
+            return MaxPool(
+                x, out, self._kernel, self._window(x),
+                lowest=made.lowest, highest=made.highest, threads=threads,
+            )  # fmt: skip
         quantizers: dict[str, Any] = {
             "x_scale": self._given.quantizer.scale,
             "x_zero": self._given.quantizer.zero_point,

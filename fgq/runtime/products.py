@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.errors import FgqError
+from fgq.errors import DataError, FgqError
 from fgq.kernels import Plane, Weight, Window
 from fgq.kernels.dispatch import MOST_ADDED, Memory, Wish
+from fgq.kernels.driver import aligned
+from fgq.kernels.elementwise import Add
 from fgq.kernels.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
 from fgq.kernels.layer import Layer, Wishes, packable
 from fgq.qtensor import QuantizedTensor
+from fgq.runtime.arithmetic import bind_binary
 from fgq.runtime.layers import IntegerLayer
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Quantized, Requantization
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.step import Array, Call, Step, broadcast, wanted_rank
 from fgq.runtime.windows import read_window
 
 IMAGE = channels_last(4)
@@ -116,7 +120,9 @@ class ProductStep(Step):
                 self._layers += [self._matrix(weight, index) for index in indices]
         except FgqError as error:
             raise type(error)(f"{layer.name}: {error}") from None
-        self._epilogue = _epilogue(layer, follows)
+        self._follows = follows
+        self._epilogue = _epilogue(layer, self._shape[0], follows)
+        self._alone = _epilogue(layer, self._shape[0], follows, alone=True)
         self.dtype = self._epilogue.dtype
 
     @property
@@ -151,10 +157,14 @@ class ProductStep(Step):
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
-        x = arrays[0]
+        own = self._own_shape(arrays[0])
+        return broadcast(self.name, own, *(array.shape for array in arrays[1:]))
+
+    def _own_shape(self, x: Array) -> tuple[int, ...]:
+        """Return the shape of the product, without what is added to it."""
         if self.layer.kind == "conv":
             return self._layer_for(x).result_shape(x)
-        return _result_shape(x.shape, self._shape, self.layer.kind, transposed=self._transposed)
+        return _result_shape(self.layer, x.shape, self._shape, transposed=self._transposed)
 
     def scratch_bytes(self, arrays: Sequence[Array], threads: int) -> int:
         """See `Step`."""
@@ -163,19 +173,58 @@ class ProductStep(Step):
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
+        own, rows = self._own_shape(arrays[0]), self._rows(arrays[0])
+        if any(array.shape != own or rows is None for array in arrays[1:]):
+            return self._bind_apart(arrays, own, out, scratch, threads)
+        return self._bind_product(arrays, out, scratch, threads, self._epilogue)
+
+    def _bind_product(
+        self,
+        arrays: Sequence[Array],
+        out: Array,
+        scratch: NDArray[np.uint8],
+        threads: int,
+        epilogue: Epilogue,
+    ) -> Call:
         x, rows = arrays[0], self._rows(arrays[0])
         if rows is None:
 
             def run() -> None:
-                out[...] = self._general(x, self._epilogue, threads)
+                out[...] = self._general(x, epilogue, threads)
 
             return run
         layer = self._layer_for(x)
         shape = layer.result_shape(rows)
         return layer.bind(
-            rows, out.reshape(shape), scratch, epilogue=self._epilogue, threads=threads,
+            rows, out.reshape(shape), scratch, epilogue=epilogue, threads=threads,
             residual=arrays[1].reshape(shape) if len(arrays) > 1 else None,
         )  # fmt: skip
+
+    def _bind_apart(
+        self,
+        arrays: Sequence[Array],
+        own: tuple[int, ...],
+        out: Array,
+        scratch: NDArray[np.uint8],
+        threads: int,
+    ) -> Call:
+        """Return the call for a product and an addition that broadcasts: one after the other."""
+        product = aligned(own, self._alone.dtype)
+        multiply = self._bind_product(arrays[:1], product, scratch, threads, self._alone)
+        if isinstance(self._follows, Residual):
+            follows, made = self._follows, self.layer.requantization
+            assert made is not None
+            operands = [(product, made.quantizer), (arrays[1], follows.other.quantizer)]
+            pair, quantizers = zip(*(operands if follows.first else operands[::-1]), strict=True)
+            add = bind_binary(Add, pair, quantizers, out, follows.requantization, threads)
+        else:
+            add = partial(np.add, product, arrays[1], out=out)
+
+        def run() -> None:
+            multiply()
+            add()
+
+        return run
 
     def accumulate(self, source: NDArray[np.uint8], threads: int = 1) -> NDArray[np.int32]:
         """Return the int32 accumulators, output channels on the last axis.
@@ -258,30 +307,47 @@ class ProductStep(Step):
 
 
 def _result_shape(
-    x: tuple[int, ...], weight: tuple[int, ...], kind: str, *, transposed: bool
+    layer: IntegerLayer, found: tuple[int, ...], weight: tuple[int, ...], *, transposed: bool
 ) -> tuple[int, ...]:
-    """Return the shape of a product of activations with a weight of shape [M, .., K]."""
-    M, batch = weight[0], weight[1:-1]
+    """Return the shape of a product of activations with a weight of shape [M, .., K].
+
+    Raises
+    ------
+    DataError
+        If the activations do not fit the weight.
+    """
+    M, batch, K = weight[0], weight[1:-1], weight[-1]
+    left, x = layer.kind == "matmul_left", found
+    if layer.kind == "gemm":
+        wanted_rank(layer.name, x, 2)
     if transposed:
         x = (*x[:-2], x[-1], x[-2])
+    reduced = x[-2] if left and len(x) > 1 else x[-1] if x else 0
+    if reduced != K:
+        raise DataError(f"{layer.name}: found activations {list(found)}, wanted {K} to multiply and add up")
     if len(x) == 1:
         return (*batch, M)
-    lead = np.broadcast_shapes(x[:-2], batch)
-    return (*lead, M, x[-1]) if kind == "matmul_left" else (*lead, x[-2], M)
+    lead = broadcast(layer.name, x[:-2], batch)
+    return (*lead, M, x[-1]) if left else (*lead, x[-2], M)
 
 
-def _epilogue(layer: IntegerLayer, follows: Residual | RealEnd | None) -> Epilogue:
+def _epilogue(
+    layer: IntegerLayer, outputs: int, follows: Residual | RealEnd | None, *, alone: bool = False
+) -> Epilogue:
+    """Return what becomes of a layer's sums, the residual that follows left out if it is to be `alone`."""
     factor = np.float32(layer.activation.scale) * layer.row_scale
     made = layer.requantization
     if made is None:
         shift = follows.shift if isinstance(follows, RealEnd) else None
+        if shift is not None:
+            shift = np.array(np.broadcast_to(shift, (outputs,)))
         return Dequantize(np.asarray(factor, np.float32), shift=shift)
     return Requantize(
         np.asarray(factor / np.float32(made.quantizer.scale), np.float32),
         made.quantizer.zero_point,
         made.lowest,
         made.highest,
-        _addition(made, follows) if isinstance(follows, Residual) else None,
+        _addition(made, follows) if isinstance(follows, Residual) and not alone else None,
     )
 
 

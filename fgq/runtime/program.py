@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fgq.kernels.boundary import ready
 from fgq.kernels.driver import aligned
 from fgq.runtime.edges import QuantizeStep
 from fgq.runtime.memory import Tenant, arrange
@@ -90,7 +91,7 @@ def trace(
             for slot, value in zip(instruction.writes, step.run(arrays), strict=True):
                 values[slot] = value
         else:
-            arrays = [np.require(array, requirements=["C", "W"]) for array in arrays]
+            arrays = [ready(array) for array in arrays]
             (slot,) = instruction.writes
             view = step.alias(arrays)
             if view is None:
@@ -137,12 +138,14 @@ class Program:
             size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
             arrays[slot] = memory[offsets[place] : offsets[place] + size].view(dtype).reshape(shape)
         self._named = {slot: name for name, slot in network.inputs.items()}
-        self._copied = {
-            self._named[slot]: arrays[slot]
+        read = {
+            slot
             for instruction in network.instructions
             for slot in instruction.reads
-            if slot in self._named and not isinstance(instruction.step, QuantizeStep)
+            if not isinstance(instruction.step, QuantizeStep)
         }
+        handed_on = read.union(network.outputs.values())
+        self._copied = {name: arrays[slot] for slot, name in self._named.items() if slot in handed_on}
         self.calls, self._scratch = list[Call](), aligned((0,), np.uint8)
         self._make_calls(arrays, threads)
         self.memory_bytes = total + self._scratch.nbytes
@@ -208,7 +211,9 @@ class Program:
             step, read, out, instruction = entry
             if isinstance(step, QuantizeStep) and instruction.reads[0] in self._named:
                 self.calls.append(
-                    step.bind_feed(self._feeds, self._named[instruction.reads[0]], out, threads)
+                    step.bind_feed(
+                        self._feeds, self._named[instruction.reads[0]], read[0].shape, out, threads
+                    )
                 )
             else:
                 self.calls.append(step.bind(read, out, self._scratch, threads))

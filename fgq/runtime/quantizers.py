@@ -72,7 +72,8 @@ def read_quantized(value: ir.Value | None) -> Quantized | None:
         return None
     clip = source.producer()
     limits = clip_limits(clip) if clip is not None and is_operator(clip, "Clip") else None
-    narrow = limits is not None and limits[0] >= 0 and limits[1] <= ACTIVATION_BOUNDS[4][1]
+    most = ACTIVATION_BOUNDS[4][1]
+    narrow = limits is not None and limits[0] >= 0 and max(limits[1], quantizer.zero_point) <= most
     return Quantized(source=source, quantizer=quantizer, bits=4 if narrow else 8)
 
 
@@ -125,14 +126,20 @@ def read_clipped(quantize: ir.Node) -> tuple[ir.Value, Requantization] | None:
 
 
 def clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Return the limits of a Clip, None where they are computed."""
+    """Return the limits of a Clip, None where they are computed or no numbers.
+
+    They are attributes up to opset 10, and inputs from 11 on.
+    """
     limits = []
-    for index, missing in ((1, -np.inf), (2, np.inf)):
+    for index, name, missing in ((1, "min", -np.inf), (2, "max", np.inf)):
         value = node.inputs[index] if len(node.inputs) > index else None
         array = constant(value)
-        if value is not None and array is None:
+        if value is not None and (array is None or array.size != 1):
             return None
-        limits.append(missing if array is None else float(array.item()))
+        given = node.attributes.get_float(name, missing) if array is None else float(array.item())
+        if np.isnan(given):
+            return None
+        limits.append(given)
     return limits[0], limits[1]
 
 

@@ -103,8 +103,9 @@ def _dynamic_steps(products: list[DynamicProduct], options: Options) -> Iterator
 
 
 def _float_steps(graph: ir.Graph) -> list[Step]:
-    readers = (read_gelu, read_layer_norm, read_softmax)
-    return [step for node in graph for read in readers if (step := read(node)) is not None]
+    opset = graph.opset_imports.get("", 1)
+    found = (read_gelu(node) or read_layer_norm(node) or read_softmax(node, opset) for node in graph)
+    return [step for step in found if step is not None]
 
 
 def float_products(graph: ir.Graph) -> list[ir.Node]:

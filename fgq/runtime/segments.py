@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from fgq import onnx_file
+from fgq import onnx_file, ort
 from fgq.container import constant, is_unpack, unpacked
-from fgq.errors import DataError, FgqError, ModelError
+from fgq.errors import DataError, FgqError, ModelError, first_line
 from fgq.ort_values import needs_values, run_values
 from fgq.runtime import operators
 from fgq.runtime.plan import Segment
@@ -122,19 +121,8 @@ class SegmentStep(ForeignStep):
         super().__init__(segment)
         self._inputs = [str(value.name) for value in segment.inputs]
         self._outputs = [str(value.name) for value in segment.outputs]
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        # its threads would go on spinning while the kernels run
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if threads is not None:
-            options.intra_op_num_threads = threads
         with onnx_file.on_disk(segment.model) as path:
-            try:
-                self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime's exceptions share no other base
-                raise ModelError(
-                    f"model: found a part that onnxruntime refuses ({onnx_file.first_line(error)})"
-                ) from None
+            self.session = ort.open_session(path, "a part of the model", threads=threads)
         self._needs_values = needs_values(self.session)
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
@@ -146,7 +134,7 @@ class SegmentStep(ForeignStep):
             return list(self.session.run(self._outputs, feed))
         except Exception as error:
             raise DataError(
-                f"inputs: found values that the model cannot run on ({onnx_file.first_line(error)})"
+                f"inputs: found values that the model cannot run on ({first_line(error)})"
             ) from None
 
     def bind(self, arrays: Sequence[Array], outs: Sequence[Array]) -> Call:

@@ -10,11 +10,46 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.errors import DataError
 from fgq.runtime.orders import Order
 
 Array = NDArray[Any]
 Call = Callable[[], None]
 """A step with its arrays fixed."""
+
+
+def broadcast(name: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape to which the operands of a step broadcast.
+
+    Parameters
+    ----------
+    name : str
+        What an error calls the step.
+    *shapes : tuple of int
+
+    Raises
+    ------
+    DataError
+        If they do not broadcast.
+    """
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        found = " and ".join(str(list(shape)) for shape in shapes)
+        raise DataError(
+            f"{name or 'a step of the model'}: found operands {found}, wanted shapes that broadcast"
+        ) from None
+
+
+def wanted_rank(name: str, shape: tuple[int, ...], rank: int) -> None:
+    """Refuse a value of another rank than the model says, which it may have if its shape is computed.
+
+    Raises
+    ------
+    DataError
+    """
+    if len(shape) != rank:
+        raise DataError(f"{name}: found a value {list(shape)}, wanted {rank} axes, as the model says")
 
 
 class Step(ABC):

@@ -20,7 +20,7 @@ from fgq.container import ACTIVATION_BOUNDS, sign
 from fgq.converters import quantized_graph
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
-from fgq.errors import ModelError
+from fgq.errors import ModelError, first_line
 from fgq.qtensor import QuantizedTensor
 from fgq.scheme import Quantizer
 from fgq.train.conversion import alike, laid_out
@@ -181,7 +181,7 @@ def _onnx(
                 verbose=False,
             )
     except Exception as error:
-        reason = onnx_file.first_line(error)
+        reason = first_line(error)
         raise ModelError(f"{type(module).__name__}: PyTorch cannot export it ({reason})") from error
     assert program is not None
     model = program.model_proto

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fgq import onnx_file
-from fgq.errors import ConfigError, DataError
+from fgq.errors import ConfigError, DataError, first_line
 from fgq.plan.document import Plan
 from fgq.scheme import ActivationScheme, WeightScheme
 from fgq.train.batches import Data, batch_of
@@ -64,7 +64,7 @@ def load_function(place: str) -> Callable[[], Any]:
         found = getattr(importlib.import_module(name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"{place}: cannot be imported ({onnx_file.first_line(error)}), wanted module:function"
+            f"{place}: cannot be imported ({first_line(error)}), wanted module:function"
         ) from None
     if not callable(found):
         raise ConfigError(f"{place}: found a {type(found).__name__}, wanted a function")

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fgq import onnx_file
-from fgq.errors import ConfigError, DataError, ModelError
+from fgq.errors import ConfigError, DataError, ModelError, first_line
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train.layers import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, read_by, twin
@@ -164,7 +163,7 @@ def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
         traced = fx.symbolic_trace(copy.deepcopy(module))
     except Exception as error:  # whatever the module's own code raises on proxies
         raise ModelError(
-            f"{type(module).__name__}: torch.fx cannot trace it ({onnx_file.first_line(error)}), wanted a "
+            f"{type(module).__name__}: torch.fx cannot trace it ({first_line(error)}), wanted a "
             "module without control flow that depends on data"
         ) from error
     recorded = copy.deepcopy(traced).eval()
@@ -172,7 +171,7 @@ def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> fx.GraphModule:
         with torch.no_grad():
             ShapeRecorder(recorded).run(*example)
     except Exception as error:
-        reason = onnx_file.first_line(error)
+        reason = first_line(error)
         raise ModelError(f"{type(module).__name__}: cannot run on the example ({reason})") from error
     for node, measured in zip(traced.graph.nodes, recorded.graph.nodes, strict=True):
         node.meta["shape"] = measured.meta["shape"]

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq import onnx_file
-from fgq.errors import ModelError, OutputError
-from fgq.onnx_file import first_line, from_proto, load, save, staged
+from fgq.errors import ModelError, OutputError, first_line
+from fgq.onnx_file import from_proto, load, save, staged
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 

@@ -1,8 +1,9 @@
 """What onnxruntime computes for one operator between quantizers: the judge of the integer operators."""
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+
+from fgq.ort import open_session
 
 
 def run_quantized(op_type, inputs, result, *, constants=(), after=(), opset=17, domain="", **attributes):
@@ -61,11 +62,7 @@ def run_quantized(op_type, inputs, result, *, constants=(), after=(), opset=17, 
 
 def load(model):
     """Load a model into a session on one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(model.SerializeToString(), "model", threads=1)
 
 
 def run_float(op_type, inputs, constants=(), result=TensorProto.FLOAT, opset=20, **attributes):

@@ -1,7 +1,6 @@
 """What becomes of sums on every instruction set, against the ends of onnxruntime's integer operators."""
 
 import numpy as np
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -9,6 +8,7 @@ from fgq.errors import KernelError
 from fgq.kernels import Dequantize, QuantizedAdd, Requantize, Sums
 from fgq.kernels.epilogue import finisher
 from fgq.kernels.simd.isa import available, index_of
+from fgq.ort import open_session
 
 TIERS = [isa for isa in available() if isa.name in ("avx512", "avx2", "portable")]
 each_tier = pytest.mark.parametrize("isa", TIERS, ids=lambda isa: isa.name)
@@ -49,11 +49,7 @@ def run(nodes, constants, inputs, output_type):
     )
     opsets = [helper.make_opsetid("", 13), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = open_session(model.SerializeToString(), "model", threads=1)
     return session.run(None, inputs)[0]
 
 

@@ -1,13 +1,13 @@
 """The reference against two implementations of ONNX: onnxruntime and onnx's own reference evaluator."""
 
 import numpy as np
-import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fgq.kernels import Weight, reference
 from fgq.kernels.window import Window
+from fgq.ort import open_session
 
 
 def integers(op, x, w8, x_zero, **attributes):
@@ -18,18 +18,14 @@ def integers(op, x, w8, x_zero, **attributes):
         op,
         [
             helper.make_tensor_value_info("x", TensorProto.UINT8, x.shape),
-            helper.make_tensor_value_info("w", TensorProto.INT8, w8.shape),
             helper.make_tensor_value_info("zero", TensorProto.UINT8, []),
         ],
         [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+        [numpy_helper.from_array(w8, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
-    feeds = {"x": x, "w": w8, "zero": np.array(x_zero, np.uint8)}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    feeds = {"x": x, "zero": np.array(x_zero, np.uint8)}
+    session = open_session(model.SerializeToString(), "model", threads=1)
     (ours,) = session.run(None, feeds)
     (theirs,) = ReferenceEvaluator(model).run(None, feeds)
     np.testing.assert_array_equal(ours, theirs)
