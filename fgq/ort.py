@@ -24,6 +24,9 @@ from onnxruntime import InferenceSession
 
 from fgq.errors import ModelError, first_line
 
+# fgq switches telemetry off before it loads onnxruntime; this is for programs that have loaded it first.
+onnxruntime.disable_telemetry_events()
+
 _PROVIDERS = ["CPUExecutionProvider"]
 
 _EXACT = {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "1"}
@@ -87,7 +90,8 @@ def open_session(
     source = model if isinstance(model, bytes) else os.fspath(model)
     try:
         options = session_options(threads=threads, stock=stock, optimized=optimized)
-        return InferenceSession(source, options, providers=_PROVIDERS)
+        # its own way back from an error prints, and tries the same again
+        return InferenceSession(source, options, providers=_PROVIDERS, enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions share no other base
         if not stock and _SHARED in str(error):
             return open_session(model, name, threads=threads, stock=True, optimized=optimized)

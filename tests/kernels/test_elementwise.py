@@ -94,7 +94,7 @@ def test_operands_of_other_shapes(op_type, operator, one, other):
     np.testing.assert_array_equal(threaded, wanted)
     # the repeated operand may come first: the caller says in which order they count
     swapped = {"scales": (0.034, 0.021, 0.027), "zeros": (250, 3, 128)}
-    full = np.ascontiguousarray(np.broadcast_to(b, one))
+    full = np.broadcast_to(b, one).copy()
     np.testing.assert_array_equal(
         compute(operator, b, a, one, **swapped), compute(operator, full, a, one, **swapped)
     )

@@ -166,13 +166,13 @@ def test_gelu(tanh, size):
 def test_arguments_that_do_not_fit_are_refused():
     x, one = np.zeros((2, 3), np.float32), np.ones(3, np.float32)
     for y in (x[:1], x.astype(np.float64)):
-        with pytest.raises(KernelError, match=r"transformer: found float32\[2, 3\] for"):
+        with pytest.raises(KernelError, match=r"gelu: y: found float.*, wanted float32\[2, 3\]"):
             Gelu(x, y)
-    with pytest.raises(KernelError, match=r"mask: found \[2, 1\] for \[2, 3\]"):
+    with pytest.raises(KernelError, match=r"softmax: mask: found float32\[2, 1\], wanted float32\[2, 3\]"):
         Softmax(x, x, mask=x[:, :1])
     with pytest.raises(KernelError, match=r"mask: found \[3, 3\] for \[2, 3\]"):
         Softmax(x, x, mask=np.zeros((3, 3), np.float32))
-    with pytest.raises(KernelError, match=r"weight: found float32\[2\], wanted float32\[3\]"):
+    with pytest.raises(KernelError, match=r"layernorm: weight: found float32\[2\], wanted float32\[3\]"):
         LayerNorm(x, x, one[:2], one, 1e-5)
     with pytest.raises(KernelError, match="total: found no array to be added, wanted one"):
         LayerNorm(x, x, one, one, 1e-5, total=x)

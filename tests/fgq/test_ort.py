@@ -1,0 +1,73 @@
+"""Sessions of onnxruntime: exact, quiet, and refused in one line."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from fgq.errors import ModelError
+from fgq.ort import open_session
+
+
+def product(shared):
+    """Return a model of two int8 products of extreme weights, and the float results of the first."""
+    w = np.full((8, 4), 127, np.int8)
+    tensors = {
+        "s": np.float32(1), "z": np.uint8(0), "w": w, "v": w.T.copy(), "ws": np.ones(4, np.float32),
+        "vs": np.ones(8, np.float32), "wz": np.zeros(4, np.int8), "vz": np.zeros(8, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    if shared:
+        nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["we"], axis=1))
+        nodes.append(helper.make_node("MatMul", ["xd", "we"], ["u"]))
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 8])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", "u")[: 1 + shared]],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_sums_do_not_saturate():
+    model = product(shared=False).SerializeToString()
+    x = np.full((3, 8), 255, np.float32)
+    (y,) = open_session(model, "model").run(None, {"x": x})
+    np.testing.assert_array_equal(y, np.full((3, 4), 8 * 255 * 127, np.float32))
+
+
+def test_weights_that_layers_share_are_no_hindrance():
+    open_session(product(shared=True).SerializeToString(), "model")
+
+
+def test_a_model_that_onnxruntime_refuses():
+    with pytest.raises(ModelError, match=r"^layer: onnxruntime refuses it \(.*\)$"):
+        open_session(b"no model", "layer")
+    with pytest.raises(ModelError, match=r"^layer: onnxruntime refuses it \(.*\)$"):
+        open_session("missing.onnx", "layer")
+
+
+def test_the_class_is_held_whatever_takes_its_place(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", None)
+    assert open_session(product(shared=False).SerializeToString(), "model").get_inputs()[0].name == "x"
+
+
+def test_threads_are_those_that_are_asked_for():
+    session = open_session(product(shared=False).SerializeToString(), "model", threads=3)
+    assert session.get_session_options().intra_op_num_threads == 3
+
+
+def test_nothing_is_printed():
+    code = "from fgq.ort import open_session; open_session(b'x', 'model')"
+    run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == ""
+    assert run.stderr.splitlines()[-1].startswith("fgq.errors.ModelError: model: onnxruntime refuses it")
