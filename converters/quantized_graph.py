@@ -113,13 +113,18 @@ def _part_zero_points(graph: ir.Graph) -> None:
     With ``session.x64quantprecision`` onnxruntime writes weights anew, and refuses a zero point that it has
     written before.
     """
-    taken: set[ir.Value] = set()
+    taken, names = set[ir.Value](), Names(graph)
     for node in graph:
-        zero = node.inputs[2] if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
-        if zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
+        if node.op_type != "DequantizeLinear" or len(node.inputs) < 3:
+            continue
+        integers, zero = node.inputs[0], node.inputs[2]
+        maker = None if integers is None else integers.producer()
+        activations = maker is not None and maker.op_type in ("QuantizeLinear", "Clip")
+        if activations or zero is None or zero.const_value is None or zero.dtype != ir.DataType.INT8:
             continue
         if zero in taken:
-            node.replace_input_with(2, add_initializer(graph, str(zero.name), zero.const_value.numpy()))
+            zero = add_initializer(names, str(zero.name), zero.const_value.numpy())
+            node.replace_input_with(2, zero)
         taken.add(zero)
 
 

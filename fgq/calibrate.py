@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fgq import ort
 from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
-from fgq.errors import DataError, ModelError, OutputError
+from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Quantizer
 from fgq.temporary import temporary_folder
@@ -177,6 +177,10 @@ def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[ort.Inference
             raise OutputError(
                 f"temporary file {path}: cannot be written ({error.strerror or error})"
             ) from None
+        except FgqError:
+            raise
+        except Exception as error:  # onnx_ir's, of a graph with a loose end
+            raise ModelError(f"model: onnxruntime refuses it ({_one_line(error)})") from None
         for output in session.get_outputs():
             if output.name in computed and output.type not in _FLOAT_TYPES:
                 raise ModelError(f"tensor {output.name!r}: found {output.type}, wanted a tensor of floats")

@@ -69,6 +69,9 @@ RECONSTRUCTION_BATCH = 8
 LEAST_FEEDS = 10
 """Fewer batches than these are cut into single samples, so that some can be held out."""
 
+NOTICED = 1e-4
+"""A relative difference that no order of sums in float32 makes."""
+
 POOR_OUTPUT_DB = 10.0
 """Below this ratio of the float output to the difference, the report warns."""
 
@@ -552,6 +555,13 @@ def _warnings(layers: Sequence[LayerReport], check: SelfCheck | None) -> Iterato
     if check is None:
         yield "the written file was not run: no data were at hand that the model runs on"
         return
+    if check.by_default > NOTICED:
+        yield (
+            f"onnxruntime's default options change results by {check.by_default:.1e} of the largest on this "
+            "processor, as it adds products in saturating int16 without VNNI, or makes MatMul's activations "
+            "8-bit: set session.x64quantprecision and session.qdq_matmulnbits_accuracy_level to 1 "
+            "(docs/runtime.md), convert with --x86-without-vnni, or run the file in fgq.Session"
+        )
     if not check.repeatable:
         yield "onnxruntime gave two results for one input: versions before 1.26 do on some machines with AMX"
     for output in check.outputs:

@@ -162,12 +162,16 @@ class SelfCheck:
         ``calibration data`` or ``random data``.
     repeatable : bool
         Whether onnxruntime gave the same values twice.
+    by_default : float
+        The largest difference that onnxruntime's default options make on this processor, relative to the
+        largest value of its output; see `fgq.ort`.
     outputs : tuple of OutputCheck
     """
 
     samples: int
     data: str
     repeatable: bool
+    by_default: float = 0.0
     outputs: tuple[OutputCheck, ...]
 
 

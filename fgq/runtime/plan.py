@@ -29,8 +29,16 @@ from fgq.runtime.step import Step
 Makers = Mapping[ir.Value, Step]
 """The steps by the values that they make."""
 
-_CONSTANT = ("Constant", "DequantizeLinear", "Identity", "Cast", "Reshape", "Transpose")
-"""Operators that onnxruntime computes once, when it loads a model, where they read constants."""
+_RANDOM = (
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
+"""Operators whose results onnxruntime does not compute once, when it loads a model, from constants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,23 +174,25 @@ def _stages(units: Iterable[ir.Node | Step], makers: Makers) -> tuple[dict[ir.No
 
 def _repeated(units: Iterable[ir.Node | Step]) -> set[ir.Node]:
     """Return the nodes that stand in every stage that reads them: dequantization, and work on constants."""
-    found: set[ir.Node] = set()
+    dequantized, constant = set[ir.Node](), set[ir.Node]()
     for node in units:
         if isinstance(node, Step):
             continue
-        producers = [value.producer() for value in _reads(node) if not value.is_initializer()]
-        constant = not any(value.is_graph_input() for value in _reads(node))
-        constant = constant and all(
-            producer in found and _folds(producer) for producer in producers if producer is not None
-        )
-        if is_operator(node, "DequantizeLinear") or (constant and _folds(node)):
-            found.add(node)
-    return found
+        reads = list(_reads(node))
+        if _folds(node) and all(_is_fixed(value) or value.producer() in constant for value in reads):
+            constant.add(node)
+        elif is_operator(node, "DequantizeLinear"):
+            dequantized.add(node)
+    return dequantized | constant
+
+
+def _is_fixed(value: ir.Value) -> bool:
+    return value.is_initializer() and not value.is_graph_input()
 
 
 def _folds(node: ir.Node) -> bool:
     """Tell whether a node computes the same from the same constants in every stage."""
-    return is_operator(node, *_CONSTANT) or is_unpack(node)
+    return (node.domain == "" and node.op_type not in _RANDOM) or is_unpack(node)
 
 
 def _members(
@@ -222,7 +232,7 @@ def _segment(
     model: ir.Model, members: Sequence[ir.Node], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
 ) -> Segment:
     read = dict.fromkeys(value for node in members for value in _reads(node))
-    initializers = [value for value in read if value.is_initializer() and not value.is_graph_input()]
+    initializers = [value for value in read if _is_fixed(value)]
     for value in (*inputs, *outputs):
         if value.dtype is None:
             raise ModelError(f"{value.name}: found a value of unknown type between two steps of the model")

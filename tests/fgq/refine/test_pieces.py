@@ -92,7 +92,7 @@ def test_values_that_subgraphs_read_are_kept(make_model, run):
 
 def test_refusals_say_what_happened(model, make_model):
     unknown = ir.from_proto(make_model("(float[N] x) => (float y) { y = Nothing(x) }"))
-    with pytest.raises(ModelError, match="a part of the model: onnxruntime refuses it"):
+    with pytest.raises(ModelError, match="a piece of the prepared graph: onnxruntime refuses it"):
         Piece(unknown, list(unknown.graph), ["y"])({"x": normal(3)})
     with pytest.raises(DataError, match="a layer cannot run on them"):
         Piece(model, [node(model, "a")], ["a"])({"x": normal(3, 7)})
