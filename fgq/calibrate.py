@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from fgq import ort
 from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
@@ -166,7 +167,7 @@ def _check_tensors(model: ir.Model, names: Iterable[str], inputs: Sequence[Input
 
 
 @contextlib.contextmanager
-def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[ort.InferenceSession]:
+def _session(model: ir.Model, computed: Sequence[str]) -> Iterator[InferenceSession]:
     """Open a session of the model with further outputs."""
     with temporary_folder() as folder:
         path = folder / "observed.onnx"
@@ -197,7 +198,7 @@ def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _fitting_batch(
-    session: ort.InferenceSession,
+    session: InferenceSession,
     computed: Sequence[str],
     samples: Samples,
     inputs: Sequence[InputSpec],
@@ -209,7 +210,7 @@ def _fitting_batch(
     return min(batch_size, max(1, OBSERVED_BYTES // max(held, 1)))
 
 
-def _run(session: ort.InferenceSession, computed: Sequence[str], feed: Feed) -> dict[str, NDArray[Any]]:
+def _run(session: InferenceSession, computed: Sequence[str], feed: Feed) -> dict[str, NDArray[Any]]:
     if not computed:  # an empty list would ask for every output
         return {}
     try:

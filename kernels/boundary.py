@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fgq.errors import KernelError
 
-Operand = tuple[NDArray[Any] | None, tuple[int, ...], DTypeLike]
+Operand = tuple[NDArray[Any] | None, tuple[int, ...], DTypeLike | None]
 """An array, and the shape and dtype that a kernel reads or writes; None where it has none."""
 
 

@@ -72,7 +72,7 @@ class BinaryStep(Step):
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
         quantizers = [operand.quantizer for operand in self.operands]
-        operation = {"Add": Add, "Mul": Multiply}[self.op_type]
+        operation: type[Add | Multiply] = Add if self.op_type == "Add" else Multiply
         return bind_binary(operation, arrays, quantizers, out, self.made, threads)
 
 
@@ -112,9 +112,9 @@ def bind_binary(
             call()
 
         return run
-    one, other = quantizers
+    (a, b), (one, other) = arrays, quantizers
     return operation(
-        *arrays, out,
+        a, b, out,
         scales=(one.scale, other.scale, made.quantizer.scale),
         zeros=(one.zero_point, other.zero_point, made.quantizer.zero_point),
         lowest=made.lowest, highest=made.highest, fused=not made.narrowed, threads=threads,

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fgq.errors import ConfigError, OutputError
-from fgq.onnx_file import first_line
+from fgq.errors import ConfigError, OutputError, first_line
 from fgq.schema import Kind, UnfitError, check, inside, number, optional, shown, table, whole
 
 if TYPE_CHECKING:
