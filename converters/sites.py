@@ -39,8 +39,9 @@ class Site:
         Whether an integer operator computes the tensor; then every reader takes the quantized values, so
         that the operator's result is nothing but integers, but for those in `real`.
     real : set of onnx_ir.Node
-        Readers that must see the real values: poolings that stay float (`float_pools`), which onnxruntime
-        would fuse with quantizers on both sides, and the model's own quantizers (`fgq.converters.own`).
+        Readers that must see the real values: poolings that stay float (`float_pools`) and a Softmax before a
+        quantizer, both of which onnxruntime would fuse with quantizers on both sides (its QLinearSoftmax
+        gives 0 where the largest integer is exceeded), and the model's own quantizers (`fgq.converters.own`).
     same_as : Site or None
         The site before a pooling maximum or a change of layout, whose 8-bit quantizer holds here too.
     """
@@ -109,11 +110,15 @@ def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
             result = _result(node)
             if not result.is_graph_output():
                 site(result).from_integers = True
+    origins = {before_layout(tensor) for tensor in sites}
+
+    def stays_real(node: ir.Node) -> bool:
+        wraps = node.domain == "" and node.op_type == "Softmax" and node.outputs[0] in origins
+        return wraps or bool(_obstacle(node)) or goes_to_quantizer(node)
+
     for entry in sites.values():
         entry.real = {
-            node
-            for node in entry.tensor.consumers()
-            if node not in entry.readers and (_obstacle(node) or goes_to_quantizer(node))
+            node for node in entry.tensor.consumers() if node not in entry.readers and stays_real(node)
         }
     for tensor, entry in list(sites.items()):
         if is_quantized(tensor) or not (entry.readers or entry.others):

@@ -296,3 +296,24 @@ def test_a_maximum_whose_places_are_an_output(make_model, run, rng):
     np.testing.assert_array_equal(our_places, places)
     assert np.abs(ours - y).max() < 1e-5 * np.abs(y).max()
     assert np.mean(places == run(model, feeds)[1]) > 0.95  # but where two were within a step
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_a_softmax_between_layers_stays_real(make_model, run, optimized, rng, classes):
+    """onnxruntime's QLinearSoftmax gives 0 where a probability exceeds the range of its quantizer."""
+    text = """(float[N,8] x) => (float y) {
+        a = Gemm(x, w, b)
+        p = Softmax(a)
+        y = Gemm(p, v)
+    }"""
+    weights = {"w": 3 * normal(rng, 8, classes), "b": normal(rng, classes), "v": normal(rng, classes, 4)}
+    model = make_model(text, weights)
+    feeds = {"x": normal(rng, 64, 8)}
+    found, _ = converted(model, feeds, weights="int8", recipe="fgq", x86_without_vnni=True)
+    assert not optimized(found)["QLinearSoftmax"]
+    feeds = {"x": np.concatenate([feeds["x"], 9 * feeds["x"]])}  # surer than any sample of the calibration
+    (exact,), (theirs,) = run(model, feeds), run(found, feeds)
+    (ours,) = Session(found.SerializeToString()).run(None, feeds)
+    largest = np.abs(exact).max()
+    np.testing.assert_allclose(theirs, exact, 0, 0.1 * largest)
+    np.testing.assert_allclose(ours, theirs, 0, 0.02 * largest)
