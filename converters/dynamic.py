@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
 from fgq.converters.select import Choice
 from fgq.dynamic import find_dynamic_products
 from fgq.functions import FUNCTION_DOMAIN, MULTIPLY_TOKENS, QUANTIZE_TOKENS, add_functions
@@ -104,6 +104,28 @@ def write_product(
     take_name(names, layer.output, result, "_float")
     names.graph.insert_before(layer.node, nodes)
     names.graph.remove(layer.node, safe=True)
+    if quantize.op_type != QUANTIZE_TOKENS:
+        _raise_to_addend(names, result)
+
+
+def _raise_to_addend(names: Names, product: ir.Value) -> None:
+    """Give a product as many axes as the constant that is added to it.
+
+    onnxruntime would fuse the two, and lose the axes of the sum that only the constant has.
+    """
+    reader, shape = sole_consumer(product), product.shape
+    if reader is None or (reader.domain, reader.op_type) != ("", "Add") or shape is None:
+        return
+    index = 0 if reader.inputs[0] is product else 1
+    other = reader.inputs[1 - index]
+    more = 0 if other is None or other.shape is None else len(other.shape) - len(shape)
+    if more <= 0 or reader.graph is None:
+        return
+    axes = add_initializer(names, f"{product.name}_axes", np.arange(more))
+    raised = ir.node("Unsqueeze", [product, axes], name=f"{product.name}_raised")
+    raised.outputs[0].name = names.new(f"{product.name}_raised")
+    reader.graph.insert_before(reader, [raised])
+    reader.replace_input_with(index, raised.outputs[0])
 
 
 def drop_dynamic(names: Names) -> None:
