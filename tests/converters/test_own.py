@@ -141,7 +141,7 @@ def test_engines_agree(convert, run, tmp_path, name, mode):
     assert near(merged, plain)
     assert near(ours, plain)
     assert report.self_check.outputs[0].signal_to_noise_db > (10 if mode == "int4" else 25)
-    assert report.warnings == ()
+    assert not any("prepared float graph" in line for line in report.warnings)
 
 
 @pytest.mark.parametrize(
