@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -22,6 +23,8 @@ _LONGEST = 1 << 14
 
 _FOLLOWED = frozenset("Add Cast Concat Gather Identity Mul Size Slice Squeeze Sub Unsqueeze Where".split())
 """Operators whose values onnx follows, whatever their type."""
+
+_POOLS = frozenset({"AveragePool", "LpPool", "MaxPool"})
 
 _OPAQUE = "fgq.opaque"
 """A domain of which onnx knows nothing."""
@@ -84,9 +87,13 @@ def _skeleton(model: ir.Model) -> onnx.ModelProto:
 def _infer(model: ir.Model, skeleton: onnx.ModelProto) -> None:
     """Give the values the types and shapes that onnx infers."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton)
+        known = onnx.ModelProto()
+        known.CopyFrom(skeleton)
+        known.opset_import.append(onnx.helper.make_opsetid(_OPAQUE, 1))
+        inferred = onnx.shape_inference.infer_shapes(known)
+        while _forget_pool(known.graph, inferred.graph):
+            inferred = onnx.shape_inference.infer_shapes(known)
         _hide_long(inferred.graph, {})
-        inferred.opset_import.append(onnx.helper.make_opsetid(_OPAQUE, 1))
         inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
     except Exception:  # whatever onnx finds wrong, the engines say it better
         return
@@ -97,6 +104,59 @@ def _infer(model: ir.Model, skeleton: onnx.ModelProto) -> None:
                 value.type = other.type
             if isinstance(value.type, ir.TensorType):  # a sequence has none; its elements' may differ
                 value.shape = other.shape
+
+
+def _forget_pool(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
+    """Forget the size of the first pooling of which onnx infers a wrong one; tell whether there is one.
+
+    With ``ceil_mode``, onnx counts windows that begin behind the image, which the operators leave out.
+
+    Parameters
+    ----------
+    graph : onnx.GraphProto
+        Where the pooling is hidden, and what is left of its shape is written.
+    inferred : onnx.GraphProto
+        The same with the shapes that onnx infers.
+    """
+    entries = (*inferred.input, *inferred.value_info, *inferred.output)
+    shapes = {entry.name: entry.type.tensor_type for entry in entries}
+    for node in graph.node:
+        if node.domain != "" or node.op_type not in _POOLS or node.output[0] not in shapes:
+            continue
+        attributes = {found.name: onnx.helper.get_attribute_value(found) for found in node.attribute}
+        given = shapes.get(node.input[0])
+        if not attributes.get("ceil_mode") or given is None:
+            continue
+        found = shapes[node.output[0]]
+        sizes = _windows([dim.dim_value for dim in given.shape.dim][2:], attributes)
+        changed = False
+        for dim, size in zip(found.shape.dim[2:], sizes, strict=False):
+            if size is not None and dim.dim_value != size:
+                dim.Clear()  # onnxruntime infers what onnx does, and would refuse the right one
+                changed = True
+        if changed:
+            node.domain = _OPAQUE
+            own = next((value for value in graph.output if value.name == node.output[0]), None)
+            (own or graph.value_info.add(name=node.output[0])).type.tensor_type.CopyFrom(found)
+            return True
+    return False
+
+
+def _windows(sizes: Sequence[int], attributes: Mapping[str, Any]) -> list[int | None]:
+    """Return how many windows a pooling with ``ceil_mode`` has along each axis, None if unknown."""
+    kernel, axes = attributes["kernel_shape"], len(sizes)
+    strides, dilations = (attributes.get(name) or [1] * axes for name in ("strides", "dilations"))
+    if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return [-(-size // stride) if size else None for size, stride in zip(sizes, strides, strict=True)]
+    pads = attributes.get("pads") or [0] * (2 * axes)
+    counts: list[int | None] = []
+    for axis, size in enumerate(sizes):
+        reach = dilations[axis] * (kernel[axis] - 1) + 1
+        count = -(-(size + pads[axis] + pads[axis + axes] - reach) // strides[axis]) + 1
+        if (count - 1) * strides[axis] >= size + pads[axis]:
+            count -= 1
+        counts.append(count if size > 0 else None)
+    return counts
 
 
 def _hide_long(graph: onnx.GraphProto, around: Mapping[str, bool]) -> None:

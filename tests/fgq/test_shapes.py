@@ -113,6 +113,27 @@ def test_operators_that_nobody_knows_have_the_declared_type(make_model):
     assert (found.dtype, found.shape) == (ir.DataType.FLOAT, None)
 
 
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [0, 1, 1, 1], [1, 0, 0, 1], "VALID", "SAME_UPPER"], ids=str)
+@pytest.mark.parametrize("kernel", [[2, 1], [3, 3], [2, 2]], ids=str)
+def test_windows_that_begin_behind_the_image_are_none(make_model, run, operator, kernel, pads):
+    """onnx's own inference counts them with ceil_mode, and onnxruntime does not: such sizes are not known."""
+    padding = f'auto_pad="{pads}"' if isinstance(pads, str) else f"pads={pads}"
+    pool = f"{operator}<kernel_shape={kernel}, strides=[2,3], ceil_mode=1, {padding}>"
+    if isinstance(pads, list) and any(pad >= size for pad, size in zip(pads, kernel * 2, strict=True)):
+        pytest.skip("no legal padding")
+    if pads == "SAME_UPPER" and kernel != [3, 3]:
+        pytest.skip("onnxruntime finds padding below zero")
+    text = f"(float[1,1,9,6] x) => (float y, float z) {{ y = {pool}(x) a = Relu(y) z = {pool}(a) }}"
+    model = make_model(text)
+    expected = run(model, {"x": np.zeros((1, 1, 9, 6), np.float32)})
+    found = inferred(model)
+    for name, array in zip("yz", expected, strict=True):
+        assert len(found[name].shape) == 4
+        known = zip(found[name].shape, array.shape, strict=True)
+        assert all(size == real for size, real in known if isinstance(size, int))
+
+
 def test_a_long_vector_of_integers_costs_no_memory(make_model):
     """Of which onnx would hold every element to find shapes."""
     proto = make_model("(int64[N] x) => (float y) {a = Add(x, x) b = local.F(a) y = Cast<to=1>(b)}")

@@ -134,6 +134,9 @@ IMAGES = {
     "GELU of operators": f"h = Conv(x, f) {GELU} y = Conv(j, f)",
     "Resize": 'h = Conv(x, f) d = Resize<mode="nearest">(h, , twice) y = Conv(d, f)',
     "a residual": "h = Conv(x, f) r = Relu(h) d = Conv<pads=[1,1,1,1]>(r, k) e = Add(d, r) y = Conv(e, f)",
+    "a pooling of which onnx infers a window too many": """h = Conv(x, f)
+        p = AveragePool<ceil_mode=1, kernel_shape=[2,1], strides=[2,3]>(h) d = Conv<pads=[1,1,1,1]>(p, k)
+        e = Add(p, d) y = Conv(e, f)""",
     "a mean over pixels": """h = Conv(x, f) d = Conv(h, f) pixels = Constant<value_ints=[2,3]>()
         e = ReduceMean<keepdims=0>(d, pixels) y = Gemm(e, head)""",
 }
