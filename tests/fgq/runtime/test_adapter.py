@@ -4,6 +4,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from fgq import Session, convert
 from fgq.errors import ConfigError, DataError
 from fgq.runtime.adapter import InferenceSession
 
@@ -121,3 +122,19 @@ def test_refuses_outputs_and_inputs_as_the_session_does(path):
         session.run(["w"], {"x": X})
     with pytest.raises(DataError):
         session.run(None, {"x": X.astype(np.float64)})
+
+
+def test_in_the_place_of_onnxruntimes_own(make_model, tmp_path, monkeypatch):
+    """The shortest way to change engines: fgq itself goes on with onnxruntime's class."""
+    text = "(float[N,8] x) => (float y) {a = MatMul(x, w)\nb = Sin(a)\ny = MatMul(b, v)}"
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.standard_normal((8, 8), np.float32), "v": rng.standard_normal((8, 4), np.float32)}
+    x = rng.standard_normal((16, 8), np.float32)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", InferenceSession)
+    converted, _ = convert(make_model(text, weights), calibration={"x": x}, group_size=4)
+    onnx.save(converted, tmp_path / "c.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "c.onnx")
+    assert isinstance(session, InferenceSession)
+    np.testing.assert_array_equal(
+        session.run(None, {"x": x})[0], Session(tmp_path / "c.onnx").run(None, {"x": x})[0]
+    )
