@@ -533,6 +533,9 @@ def _calibration_data(model: Path, data: str) -> Any:
     return calibration_data(data, model)
 
 
+_LONGEST_MESSAGE = 4000
+
+
 def execute() -> int:
     """Run the command of this process's arguments, and return its exit code.
 
@@ -575,5 +578,7 @@ def _show_warning(
 
 
 def _refuse(message: str) -> int:
+    if len(message) > _LONGEST_MESSAGE:  # a file's names may be as long as the file
+        message = f"{message[:_LONGEST_MESSAGE]} ... ({len(message)} characters)"
     print(f"fgq: error: {printable(message)}", file=sys.stderr)
     return 2

@@ -136,8 +136,9 @@ def staged(path: str | os.PathLike[str]) -> Iterator[Path]:
             if not path.parent.is_dir():
                 raise OutputError(f"{path}: found no folder {str(path.parent)!r}, wanted one that exists")
             folder = stack.enter_context(new_folder(path.parent, beside=path.name))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # a zero byte in the name, say
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(f"{path}: cannot be written ({reason})") from None
         try:
             yield folder / path.name
             with stopping.held():

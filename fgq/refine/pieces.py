@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from fgq import ort
 from fgq.container import constant
-from fgq.errors import DataError, first_line
+from fgq.errors import DataError, OutputError, first_line
 from fgq.ort_values import needs_values, run_values
 
 Values = dict[str, Any]
@@ -218,10 +218,18 @@ def _on_disk(array: Any) -> Any:
         return array
     if not array.nbytes or array.dtype.hasobject:
         return array
-    with tempfile.TemporaryFile() as file:
-        mapped: NDArray[Any] = np.memmap(file, array.dtype, "w+", shape=array.shape)
-        mapped[...] = array
-    return mapped
+    try:
+        with tempfile.TemporaryFile() as file:
+            # Written, not only mapped: on a full disk that is an error, and not the end of the process.
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            file.flush()
+            mapped: NDArray[Any] = np.memmap(file, array.dtype, "r+", shape=array.shape)
+            return mapped
+    except OSError as error:
+        raise OutputError(
+            f"temporary files: cannot be written ({error.strerror or error}), wanted a folder with space; "
+            "TMPDIR may name one"
+        ) from None
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:

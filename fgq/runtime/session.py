@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -56,6 +57,10 @@ class StepInfo:
     tier: str = ""
     nodes: int = 0
     weight_bytes: int = 0
+
+
+MOST_THREADS = 1024
+"""Each is one of the system's, and waits for work in a stack of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +132,10 @@ class Session:
         fallback: bool = True,
     ) -> None:
         options = Options(_named(Wish, "kernels", kernels), _named(Memory, "memory", memory))
-        if threads is not None and threads < 1:
-            raise ConfigError(f"threads: found {threads}, wanted at least 1")
+        if threads is not None and not (
+            isinstance(threads, int | np.integer) and 0 < threads <= MOST_THREADS
+        ):
+            raise ConfigError(f"threads: found {threads!r}, wanted a whole number from 1 to {MOST_THREADS}")
         model = _load(path_or_bytes)
         self._inputs = [NodeArg.of(value) for value in model.graph.inputs]
         self._outputs = [NodeArg.of(value) for value in model.graph.outputs]

@@ -433,3 +433,8 @@ def test_a_folder_in_the_place_of_the_data_leaves_the_model_alone(tmp_path):
 )
 def test_the_first_line_of_an_error(error, line):
     assert first_line(error) == line
+
+
+def test_a_name_with_a_zero_byte():
+    with pytest.raises(OutputError, match="cannot be written"):
+        enter("a\0b.onnx")

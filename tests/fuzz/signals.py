@@ -30,8 +30,15 @@ TEXT = """<ir_version: 8, opset_import: ["" : 17]> small (float[N,24] x) => (flo
     y = MatMul(f, z)
 }"""
 
-MAIN = "import os, sys; from fgq.cli import main; os.write(int(sys.argv.pop()), b'.'); main()"
-"""Tells the moment of the first instruction of `main`."""
+MAIN = """
+import os, sys
+from fgq import stopping
+from fgq.cli import main
+first, writer = stopping.stop_on_signals, int(sys.argv.pop())
+stopping.stop_on_signals = lambda: (first(), os.write(writer, b"."))
+main()
+"""
+"""Tells the moment at which the first instruction of `main` has run."""
 
 OLD = b"an older file"
 

@@ -1,9 +1,11 @@
 """Whatever is wrong with what a command is given: one line that says so, exit code 2, nothing written."""
 
+import io
 import os
 import resource
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -583,3 +585,45 @@ class TestRun:
 def test_export_of_a_float_model(refused):
     found = "found no packed and no int8 weights, wanted a model converted by fgq convert"
     refused("export", "float.onnx", "-o", "older", "--form", "float", found=found)
+
+
+class TestPlaces:
+    """What is no file, where one is wanted."""
+
+    @pytest.mark.parametrize("found", ["pipe", "zero", "folder.npz", "gone.npz"])
+    def test_data(self, unconvertible, refused, found):
+        os.mkfifo("pipe")
+        Path("zero").symlink_to("/dev/zero")
+        Path("folder.npz").mkdir()
+        (Path("folder.npz") / "inner.npz").symlink_to("../pipe")
+        unconvertible("float.onnx", data=found, found="found no")
+        files = ("--input", found, "--output", "older")
+        refused(
+            "run", "converted.onnx", *files, found="found no file but a folder, device or pipe, or nothing"
+        )
+
+    def test_images(self, unconvertible):
+        Path("images").mkdir()
+        os.mkfifo("images/a.png")
+        unconvertible(
+            "float.onnx", data="images", found="images/a.png: found no file but a folder, device or pipe"
+        )
+
+    def test_two_arrays_of_one_name(self, unconvertible, refused):
+        content = io.BytesIO()
+        np.save(content, X)
+        with zipfile.ZipFile("two.npz", "w") as archive:
+            for name in ("x", "x.npy"):
+                archive.writestr(name, content.getvalue())
+        unconvertible("float.onnx", data="two.npz", found="two.npz: found two arrays named 'x'")
+        refused("eval", "float.onnx", "--data", "two.npz", found="two.npz: found two arrays named 'x'")
+        refused("run", "converted.onnx", "--input", "two.npz", "--output", "y.npz", found="found two arrays")
+
+
+def test_a_message_as_long_as_a_file(refused):
+    np.savez("long.npz", **{f"n{'o' * 50}{number}": X for number in range(200)})
+    line = refused(
+        "run", "converted.onnx", "--input", "long.npz", "--output", "y.npz", found="found the keys"
+    )
+    assert line.endswith(" characters)")
+    assert len(line) < 4100

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.errors import DataError, ModelError
-from fgq.refine.pieces import Piece, Prefix, Replacement
+from fgq.errors import DataError, ModelError, OutputError
+from fgq.refine.pieces import Piece, Prefix, Replacement, _on_disk
 
 TEXT = """(float[N,4] x) => (float y, float r) {
     a = MatMul(x, w)
@@ -96,3 +96,12 @@ def test_refusals_say_what_happened(model, make_model):
         Piece(unknown, list(unknown.graph), ["y"])({"x": normal(3)})
     with pytest.raises(DataError, match="a layer cannot run on them"):
         Piece(model, [node(model, "a")], ["a"])({"x": normal(3, 7)})
+
+
+def test_values_beyond_memory_on_a_full_disk(monkeypatch):
+    """They are written, as a page that is only mapped ends the process where no disk is left for it."""
+    values = np.arange(5000, dtype=np.float32).reshape(50, 100)
+    np.testing.assert_array_equal(_on_disk(values.T), values.T)
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: open("/dev/full", "r+b"))
+    with pytest.raises(OutputError, match=r"temporary files: cannot be written .No space left"):
+        _on_disk(values)

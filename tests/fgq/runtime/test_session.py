@@ -292,3 +292,9 @@ def test_profile(session):
     times = session.profile(FEEDS, 3)
     assert [time.step.name for time in times] == [step.name for step in session.steps()]
     assert all(time.seconds > 0 for time in times)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 10**9, 1.5, "2"])
+def test_numbers_of_threads_that_are_none(converted, threads):
+    with pytest.raises(ConfigError, match=r"threads: found .* wanted a whole number from 1 to 1024"):
+        Session(converted.SerializeToString(), threads=threads)
