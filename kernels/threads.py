@@ -16,6 +16,7 @@ Each tile is computed whole by one thread, in integers, so the number of threads
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,10 +46,17 @@ _lock = Lock()
 _idle: list[_Team] = []
 
 
+MOST_THREADS = 1024
+"""Each is one of the system's, and waits for work in a stack of its own."""
+
+
 def default_threads() -> int:
-    """Return how many threads may be used: ``FGQ_NUM_THREADS``, else the processors of this process."""
+    """Return how many threads may be used: ``FGQ_NUM_THREADS``, else the processors of this process.
+
+    What is no number from 1 to `MOST_THREADS` is passed over.
+    """
     given = os.environ.get("FGQ_NUM_THREADS", "")
-    if given.isdecimal() and int(given) > 0:
+    if re.fullmatch("[0-9]{1,4}", given) and 1 <= int(given) <= MOST_THREADS:
         return int(given)
     return _processors()
 

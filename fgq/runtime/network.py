@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from fgq.errors import ModelError
 from fgq.runtime.moves import ReorderStep
 from fgq.runtime.orders import Order
 from fgq.runtime.segments import ForeignStep
@@ -82,7 +83,7 @@ class _Builder:
 
     def slot(self, value: ir.Value, form: _Form) -> int:
         """Return where a value is held in this form, brought into it if need be."""
-        held = self._held[value]
+        held = self._forms(value)
         if form not in held:
             found, source = next(iter(held.items()))
             flipped = found.raised != form.raised
@@ -92,7 +93,14 @@ class _Builder:
         return held[form]
 
     def _first(self, value: ir.Value) -> _Form:
-        return next(iter(self._held[value]))
+        return next(iter(self._forms(value)))
+
+    def _forms(self, value: ir.Value) -> dict[_Form, int]:
+        if value not in self._held:
+            raise ModelError(
+                f"model: found the value {value.name!r}, which nothing before its readers computes"
+            )
+        return self._held[value]
 
 
 def build(

@@ -77,5 +77,6 @@ def test_a_forked_child_makes_threads_of_its_own():
 def test_the_number_of_threads_can_be_set(monkeypatch):
     monkeypatch.setenv("FGQ_NUM_THREADS", "3")
     assert default_threads() == 3
-    monkeypatch.setenv("FGQ_NUM_THREADS", "many")
-    assert default_threads() >= 1
+    for odd in ("many", "", "0", "-1", "1e9", "1025", "9" * 5000):
+        monkeypatch.setenv("FGQ_NUM_THREADS", odd)
+        assert 1 <= default_threads() <= 1024
