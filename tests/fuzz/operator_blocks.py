@@ -45,7 +45,6 @@ def activation(g: Graph, x: str) -> str | None:
         ("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("Mish", {}, 18), ("Softsign", {}, 9),
         ("Selu", {}, 9), ("Celu", {}, 12), ("ThresholdedRelu", {}, 10), ("Swish", {}, 24),
         ("Identity", {}, 9), ("Dropout", {}, 9), ("Exp", {}, 9), ("Sin", {}, 9),
-        ("Round", {}, 11), ("Ceil", {}, 9),
     )  # fmt: skip
     return None if g.opset < least else g.add(op, [x], **attributes)
 

@@ -308,8 +308,9 @@ def main(
             fields = {key: getattr(outcome, key) for key in ("index", "verdict", "kind", "detail")}
             log.write(json.dumps({"seed": given.seed, **fields}) + "\n")
             log.flush()
+    refused = [key for key, _ in tally.times.most_common() if key.startswith("refused")]
     for key, times in tally.times.most_common():
-        if not key.startswith(("ok", "skipped")):
+        if not key.startswith(("ok", "skipped", "refused")) or key in refused[:10]:
             print(f"{times:6} {key} (first: {tally.kinds[key][0].index})")
     print(tally.line(name, given.seed), f"in {time.monotonic() - begin:.0f} s", flush=True)
     sys.exit(bool(tally.faults))
