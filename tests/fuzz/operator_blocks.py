@@ -214,7 +214,7 @@ def layout(g: Graph, x: str) -> str | None:
         return axes_form(g, "Squeeze", x, [negative], 13)
     if kind == "unsqueeze" and rank < 5:
         return axes_form(g, "Unsqueeze", x, [int(g.rng.integers(0, rank + 1))], 13)
-    if rank < 2:
+    if rank < 2 or not shape[-1]:
         return None
     if kind == "reshape0":
         start = int(g.rng.integers(0, rank - 1))
@@ -388,7 +388,7 @@ def pieces(g: Graph, x: str) -> str | None:
         if g.opset < 11:
             return g.add("Pad", [x], pads=pads, mode=mode)
         return g.add("Pad", [x, g.constant(np.array(pads, np.int64))], mode=mode)
-    if kind == "gather":
+    if kind == "gather" and shape[axis]:
         index = np.array(g.rng.integers(0, shape[axis], g.pick((), (2,))), np.int64)
         return g.add("Gather", [x, g.constant(index)], axis=axis)
     if kind == "resize" and rank == 4 and g.opset >= 11:
