@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -78,7 +78,7 @@ def plan(model: ir.Model, makers: Makers) -> list[Segment | Step]:
     units = needed(model.graph, makers)
     steps = [unit for unit in units if isinstance(unit, Step)]
     if not steps:
-        return [_whole(model)]
+        return [_whole(model)] if units else []
     node_stage, step_stage = _stages(units, makers)
     stages = range(max([*node_stage.values(), *step_stage.values()]) + 1)
     repeated = _repeated(units)
@@ -124,12 +124,15 @@ def needed(graph: ir.Graph, makers: Makers) -> list[ir.Node | Step]:
 
 def _whole(model: ir.Model) -> Segment:
     part = model.clone()
+    # onnxruntime does not write an input that is an output to the place that is bound for it.
+    computed = [value.producer() is not None for value in model.graph.outputs]
+    part.graph.outputs[:] = list(compress(part.graph.outputs, computed))
     _forget_shapes(part.graph.outputs)
     return Segment(
         model=part,
         nodes=tuple(model.graph),
         inputs=tuple(model.graph.inputs),
-        outputs=tuple(model.graph.outputs),
+        outputs=tuple(compress(model.graph.outputs, computed)),
     )
 
 

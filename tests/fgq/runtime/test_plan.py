@@ -140,3 +140,23 @@ def test_quantized_input_of_the_model(make_model, run):
     assert model.graph.output[0].type.tensor_type.elem_type == TensorProto.UINT8
     x = rng.integers(0, 256, (40, 8)).astype(np.uint8)
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], run(model, {"x": x})[0])
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N,3] x) => (float y, float[N,3] x) { y = Relu(x) }",
+        "(float[N,3] x) => (float[N,3] x) { y = Relu(x) }",
+        "(float[N,3] x, float[N,3] z) => (float[N,3] z, float y) { y = Add(x, z) }",
+    ],
+)
+def test_outputs_that_are_inputs_of_a_model_without_integers(make_model, text, fallback):
+    session = Session(make_model(text).SerializeToString(), allow_float=True, fallback=fallback)
+    for rows in (2, 5, 2):
+        feeds = {entry.name: normal(rows, 3) + rows for entry in session.get_inputs()}
+        computed = np.maximum(feeds["x"], 0) if "z" not in feeds else feeds["x"] + feeds["z"]
+        for _ in range(3):
+            names = [output.name for output in session.get_outputs()]
+            for name, found in zip(names, session.run(None, feeds), strict=True):
+                np.testing.assert_array_equal(found, feeds.get(name, computed))
