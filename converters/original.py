@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from fgq import onnx_file
-from fgq.converters.passes import passes, prepare
+from fgq.converters.passes import ExplicitZeroPoints, passes, prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.self_check import Feed, onnxruntime_session
 from fgq.errors import ModelError, first_line
@@ -52,9 +52,13 @@ class Original:
     ----------
     source : path-like, onnx.ModelProto or onnx_ir.Model
         As `fgq.converters.reader.read_float_model` has read it.
+    bare : bool
+        Whether it lacks zero points without which onnxruntime cannot run it exactly
+        (`fgq.converters.passes.ExplicitZeroPoints`); then it is opened with them, which changes no value.
     """
 
     source: Source
+    bare: bool = False
 
     def open(self) -> Opened:
         """Open the model in onnxruntime: a file by its path, so that its weights are in memory once.
@@ -78,6 +82,10 @@ class Original:
         return Opened(session, f"{refusal}; it was judged by what fgq reads in it")
 
     def _given(self) -> onnxruntime.InferenceSession:
+        if self.bare:
+            model = read_float_model(self.source)
+            ExplicitZeroPoints()(model)
+            return onnxruntime_session(model, "model")
         if isinstance(self.source, ir.Model):
             return onnxruntime_session(self.source.clone(), "model")
         if isinstance(self.source, onnx.ModelProto):
@@ -222,6 +230,8 @@ def _difference(exact: Any, found: Any, allowed: float) -> str:
 def _fault(original: Original, feed: Feed, exact: Outputs, allowed: float) -> str:
     """Say since which pass the graph no longer gives what the model gives, by doing them one at a time."""
     model = read_float_model(original.source)
+    if original.bare:
+        ExplicitZeroPoints()(model)
     culprit = "" if _agrees(model, feed, exact, allowed) else "the reader"
     for each in passes():
         each(model)

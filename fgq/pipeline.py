@@ -28,6 +28,7 @@ from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
 from fgq.converters.original import Original, prepare_judged
 from fgq.converters.own import own_scale
+from fgq.converters.passes import ExplicitZeroPoints
 from fgq.converters.quantized_graph import QuantizedLayer, insert_quantizers, write_weights
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
@@ -216,8 +217,8 @@ def _convert(
 ) -> _Converted:
     report_progress = progress or (lambda stage, done, total: None)
     report_progress("read", 0, None)
-    original = Original(source)
     model = read_float_model(source)
+    original = Original(source, bare=ExplicitZeroPoints()(model).modified)
     float_bytes = model_bytes(source, model)
     prepare_judged(model, original)
     chosen = choose_schemes(model, find_layers(model), config)

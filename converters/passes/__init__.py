@@ -10,6 +10,7 @@ from onnx_ir.passes import common
 
 from fgq import onnx_file
 from fgq.converters.passes.constant_shape import ConstantShape
+from fgq.converters.passes.explicit_zero_points import ExplicitZeroPoints
 from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
 from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.mean_to_pool import MeanToPool
@@ -20,6 +21,7 @@ from fgq.shapes import InferShapes
 
 __all__ = [
     "ConstantShape",
+    "ExplicitZeroPoints",
     "FoldBatchNorm",
     "FoldConstants",
     "MeanToPool",

@@ -160,3 +160,19 @@ def test_what_a_layer_reads_keeps_its_quantizer(convert, name, activations, note
     layer = report.layers[0]
     assert (layer.activations, note in layer.reason) == (activations, True)
     assert len(report.quantizers) == 1  # between the two layers
+
+
+@pytest.mark.parametrize("mode", ["int8", "none"])
+def test_weights_without_zero_points_that_need_all_of_int8(make_model, tmp_path, mode):
+    """onnxruntime makes them unsigned on processors without VNNI, and fails without their zero points."""
+    weights = WEIGHTS | {"w8": RNG.integers(-127, 128, (8, 8, 1, 1)).astype(np.int8)}
+    model = make_model(f"(float[N,8,5,5] x) => (float y) {{ {MODELS['between layers']} }}", weights)
+    calibration = {"x": X} if mode == "int8" else None
+    found, report = fgq.convert(
+        model, weights="int8", activations=mode, calibration=calibration, recipe="fgq"
+    )
+    assert report.self_check is not None
+    assert not any("prepared float graph" in line for line in report.warnings)
+    path = tmp_path / "converted.onnx"
+    path.write_bytes(found.SerializeToString())
+    assert near(fgq.Session(path).run(None, {"x": X[:4]})[0], unoptimized(path, {"x": X[:4]})[0])
