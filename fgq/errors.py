@@ -14,6 +14,11 @@ Every message names the layer or file, says what was found and what was wanted. 
 prints the message alone and exits with code 2.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FgqError(Exception):
     """Base of every error that fgq raises on purpose."""
@@ -46,3 +51,44 @@ class KernelError(FgqError):
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or its type's name."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def refusing(what: str, kind: type[FgqError] = ModelError) -> Iterator[None]:
+    """Turn what nobody expected of an input into an error of one line, with its cause behind it.
+
+    Each layer refuses what it knows to be wrong. This is the last line of defence, where a file is handed in.
+
+    Parameters
+    ----------
+    what : str
+        The file or input.
+    kind : type of FgqError
+        What to raise.
+
+    Raises
+    ------
+    FgqError
+        As they come, and `kind` for every other exception.
+    """
+    try:
+        yield
+    except FgqError:
+        raise
+    except Exception as error:
+        raise unexpected(what, error, kind) from error
+
+
+def unexpected(what: str, error: Exception, kind: type[FgqError] = ModelError) -> FgqError:
+    """Return the error of one line that stands for an exception that nobody expected.
+
+    Parameters
+    ----------
+    what : str
+        The file or input.
+    error : Exception
+        Give it as the cause (``raise .. from error``), for whoever looks for the fault.
+    kind : type of FgqError
+        What to return.
+    """
+    return kind(f"{what}: found something that fgq cannot use ({type(error).__name__}: {first_line(error)})")

@@ -10,10 +10,14 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
 
 from fgq import stopping
 from fgq.dialect import plain
 from fgq.errors import ModelError, OutputError, first_line
+from fgq.external import ExternalTensor, read_in
+from fgq.geometry import check_geometry, depends_on_calls, has_computed_quantizers
+from fgq.legality import check_legal
 from fgq.temporary import new_folder, temporary_folder
 
 _PROTOBUF_LIMIT = 1_900_000_000
@@ -21,7 +25,7 @@ _PROTOBUF_LIMIT = 1_900_000_000
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
-    """Read an ONNX model; its external data are mapped and not loaded.
+    """Read an ONNX model; its external data are read when they are needed.
 
     Parameters
     ----------
@@ -32,8 +36,8 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     ------
     ModelError
         If the file is missing, empty, truncated or not an ONNX model, if its external data are missing,
-        too short or outside the model's folder, if the data of a tensor do not fit its shape, or if a node
-        has other inputs or outputs than its operator.
+        too short or outside the model's folder, if the data of a tensor do not fit its shape, if the graph
+        breaks ONNX's rules (`fgq.legality`) or has a cycle, or if sizes in it cannot be (`fgq.geometry`).
     """
     path = Path(path)
     try:
@@ -72,6 +76,7 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
         raise ModelError(f"{name}: found no graph, wanted an ONNX model")
     if not proto.opset_import:
         raise ModelError(f"{name}: found no opset, wanted an ONNX model; the file may be truncated")
+    check_legal(proto, name)
     proto = plain(proto, name)
     _check_functions(proto, name)
     try:
@@ -79,14 +84,13 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
     except Exception as error:
         raise ModelError(f"{name}: the graph is malformed ({first_line(root(error))})") from error
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        _check_text(
-            [value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())], name
-        )
-        for node in graph.all_nodes():
-            _check_node(node, graph.opset_imports.get(node.domain), name)
-        _check_tensors(graph, folder, name)
-        for subgraph in graph.subgraphs():
-            _check_tensors(subgraph, folder, name)
+        try:
+            graph.sort()
+        except ValueError:
+            raise ModelError(f"{name}: found a cycle, wanted nodes that can be put in order") from None
+        for part in (graph, *graph.subgraphs()):
+            _check_tensors(part, folder, name)
+    _check_sizes(model, name)
     return model
 
 
@@ -193,7 +197,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     if size > _PROTOBUF_LIMIT:
         ir.save(model, path, external_data=f"{path.name}.data")
     else:
-        ir.external_data.load_to_model(model)
+        read_in(model)
         ir.save(model, path)
 
 
@@ -226,61 +230,50 @@ def _check_imports(imports: Iterable[onnx.OperatorSetIdProto], where: str) -> No
             )
 
 
-def _check_text(names: Iterable[object], name: str) -> None:
-    for found in names:
-        if isinstance(found, bytes):  # what protobuf gives where it cannot decode
-            raise ModelError(f"{name}: found the name {found!r}, wanted UTF-8 text")
-
-
-def _check_node(node: ir.Node, version: int | None, name: str) -> None:
-    """Check what no reader of a graph looks at again: that inputs exist, and as many as the operator has."""
-    values = [value.name for value in (*node.inputs, *node.outputs) if value is not None]
-    _check_text([node.name, node.op_type, node.domain, *values], name)
-    where = f"{name}: node {node.name or node.op_type!r}"
-    for value in node.inputs:
-        if value is not None and not (value.producer() or value.is_graph_input() or value.is_initializer()):
-            raise ModelError(f"{where}: found the input {value.name!r}, which nothing computes")
-    try:
-        schema = onnx.defs.get_schema(node.op_type, version or 1, node.domain)
-    except onnx.defs.SchemaError:  # a function, or an operator that onnx does not define
+def _check_sizes(model: ir.Model, name: str) -> None:
+    """Check what nodes say of sizes, with what calls say to functions, and constants to other constants."""
+    check_geometry(model, name)
+    if not depends_on_calls(model) and not has_computed_quantizers(model):
         return
-    for what, count, least, most in (
-        ("inputs", len(node.inputs), schema.min_input, schema.max_input),
-        ("outputs", len(node.outputs), schema.min_output, schema.max_output),
-    ):
-        if not least <= count <= most:
-            wanted = f"at least {least}" if count < least else f"at most {most}"
-            raise ModelError(f"{where}: found {count} {what}, wanted {wanted}")
+    whole = model.clone()
+    common.InlinePass()(whole)
+    for node in whole.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    if has_computed_quantizers(whole):
+        common.ShapeInferencePass(strict_mode=False, data_prop=False)(whole)
+    check_geometry(whole, name, inferred=True)
 
 
 def _check_tensors(graph: ir.Graph, folder: Path | None, name: str) -> None:
     """Check the constants of a graph, and tell the external ones where their folder is."""
     for value in graph.initializers.values():
         if value.const_value is not None:
-            _check_tensor(value.const_value, folder, name)
+            value.const_value = _checked(value.const_value, folder, name)
     for node in graph:
         for attribute in list(node.attributes.values()):
             one = attribute.type == ir.AttributeType.TENSOR
             if attribute.is_ref() or not (one or attribute.type == ir.AttributeType.TENSORS):
                 continue
             tensors = [attribute.value] if one else list(attribute.value)
-            for tensor in tensors:
-                _check_tensor(tensor, folder, name)
-            if any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors):
+            held = [_checked(tensor, folder, name) for tensor in tensors]
+            if any(isinstance(tensor, ExternalTensor) for tensor in held):
                 # Few and small. Initializers alone keep their folder when a model is copied or saved.
-                held = ir.external_data.convert_tensors_from_external(tensors)
+                held = [
+                    tensor.in_memory() if isinstance(tensor, ExternalTensor) else tensor for tensor in held
+                ]
                 node.attributes[attribute.name] = ir.Attr(
                     attribute.name, attribute.type, held[0] if one else held
                 )
 
 
-def _check_tensor(tensor: ir.TensorProtocol, folder: Path | None, name: str) -> None:
+def _checked(tensor: ir.TensorProtocol, folder: Path | None, name: str) -> ir.TensorProtocol:
+    """Check that a tensor's data fit its shape; return it, or for an external one a tensor that is read."""
     sizes = tensor.shape.numpy()
     if any(size < 0 for size in sizes):
         raise ModelError(f"{name}: tensor {tensor.name!r}: found the shape {list(sizes)}, which is negative")
     if isinstance(tensor, ir.ExternalTensor):
-        _check_external(tensor, folder, f"{name}: external data of {tensor.name!r}")
-        return
+        return ExternalTensor(tensor, folder, f"{name}: external data of {tensor.name!r}")
     try:
         tensor.numpy()
     except Exception as error:
@@ -288,28 +281,4 @@ def _check_tensor(tensor: ir.TensorProtocol, folder: Path | None, name: str) -> 
             f"{name}: tensor {tensor.name!r}: found data that do not fit its type and shape "
             f"{list(sizes)} ({first_line(error)})"
         ) from None
-
-
-def _check_external(tensor: ir.ExternalTensor, folder: Path | None, where: str) -> None:
-    location = os.fspath(tensor.location)
-    if folder is None:
-        raise ModelError(f"{where}: found no folder to read them from, wanted a model read from its file")
-    if tensor.dtype == ir.DataType.STRING:
-        raise ModelError(f"{where}: found strings, wanted numbers")
-    if tensor.length not in (None, tensor.nbytes):
-        raise ModelError(f"{where}: found a length of {tensor.length} bytes, wanted {tensor.nbytes}")
-    try:
-        root = folder.resolve()
-        # resolve() follows links, so that neither "../" nor a link leads out of the folder.
-        target = (root / location).resolve()
-        if not target.is_relative_to(root):
-            raise ModelError(f"{where}: found the path {location!r}, wanted one inside the model's folder")
-        if not target.is_file():
-            raise ModelError(f"{where}: found no file {location!r} beside the model")
-        size = target.stat().st_size
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, a ring of links
-        raise ModelError(f"{where}: the path {location!r} cannot be followed ({first_line(error)})") from None
-    end = (tensor.offset or 0) + tensor.nbytes
-    if size < end:
-        raise ModelError(f"{where}: found {size} bytes in {location!r}, wanted at least {end}")
-    tensor.base_dir = folder
+    return tensor

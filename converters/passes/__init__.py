@@ -17,6 +17,7 @@ from fgq.converters.passes.mean_to_pool import MeanToPool
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
 from fgq.errors import ModelError, first_line
+from fgq.geometry import check_geometry
 from fgq.shapes import InferShapes
 
 __all__ = [
@@ -78,3 +79,4 @@ def prepare(model: ir.Model) -> None:
             raise ModelError(
                 f"model: the graph is malformed, or the pass {type(step).__name__} wrong ({reason})"
             ) from error
+    check_geometry(model, "model", inferred=True)

@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from fgq import onnx_file
-from fgq.errors import ConfigError, DataError, ModelError
+from fgq import external, onnx_file
+from fgq.errors import ConfigError, DataError, FgqError, ModelError, refusing, unexpected
 from fgq.functions import recognise
+from fgq.geometry import check_geometry
 from fgq.kernels.dispatch import Memory, Wish
 from fgq.kernels.threads import default_threads
 from fgq.runtime.feeds import NodeArg, check_feeds
@@ -136,7 +137,12 @@ class Session:
             isinstance(threads, int | np.integer) and 0 < threads <= MOST_THREADS
         ):
             raise ConfigError(f"threads: found {threads!r}, wanted a whole number from 1 to {MOST_THREADS}")
-        model = _load(path_or_bytes)
+        with refusing("bytes" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)):
+            self._make(_load(path_or_bytes), options, threads, allow_float=allow_float, fallback=fallback)
+
+    def _make(
+        self, model: ir.Model, options: Options, threads: int | None, *, allow_float: bool, fallback: bool
+    ) -> None:
         self._inputs = [NodeArg.of(value) for value in model.graph.inputs]
         self._outputs = [NodeArg.of(value) for value in model.graph.outputs]
         self._known = [output.name for output in self._outputs]
@@ -215,7 +221,12 @@ class Session:
                 raise DataError(f"output {name!r}: not of this model, wanted one of {', '.join(self._known)}")
         feeds = check_feeds(self._inputs, input_feed)
         computed = wanted if not self._constants else [name for name in wanted if name not in self._constants]
-        values = self._programs.run(feeds, computed)
+        try:
+            values = self._programs.run(feeds, computed)
+        except FgqError:
+            raise
+        except Exception as error:
+            raise unexpected("inputs", error, DataError) from error
         return [values[name] if name in values else self._constants[name].copy() for name in wanted]
 
     def profile(self, input_feed: Feeds, repeats: int = 20) -> list[StepTime]:
@@ -234,7 +245,8 @@ class Session:
             As for `run`.
         """
         feeds = check_feeds(self._inputs, input_feed)
-        runs = [self._programs.timed(feeds) for _ in range(repeats + 2)][2:]
+        with refusing("inputs", DataError):
+            runs = [self._programs.timed(feeds) for _ in range(repeats + 2)][2:]
         return [
             StepTime(step=_describe(instruction.step), seconds=median(times), output_bytes=size)
             for instruction, times, size in zip(
@@ -282,7 +294,8 @@ def _load(path_or_bytes: str | os.PathLike[str] | bytes) -> ir.Model:
     else:
         model = onnx_file.load(path_or_bytes)
     recognise(model, "model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes))
-    model.graph.sort()
+    external.hold(model)
     common.RemoveInitializersFromInputsPass()(model)
     InferShapes()(model)
+    check_geometry(model, "model", inferred=True)
     return model

@@ -1,0 +1,374 @@
+"""Whether the sizes that a graph states can be meant: what onnxruntime believes, and dies of, is refused.
+
+onnx's checker looks at no shape of an operand and at no number of an attribute. onnxruntime 1.31 takes some
+of them on trust: it reads the first element of an empty scale, divides by a number of heads that is 0, or
+throws where nothing catches. The rules here are ONNX's own, for what can be told from the file alone:
+attributes, constants, and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from math import prod
+
+import onnx_ir as ir
+
+from fgq.errors import ModelError
+
+LARGEST = 2**31 - 1
+"""Kernels, strides and the like beyond this are no sizes; onnxruntime multiplies them without a look."""
+
+MOST_ELEMENTS = 2**28
+"""Of a constant that is computed, which onnxruntime does when it loads a model."""
+
+MOST_AXES = 64
+"""Of a shape that is given as a tensor; NumPy has no arrays of more."""
+
+_QUANTIZERS: Mapping[str, tuple[int, ...]] = {
+    "ConvInteger": (2, 3),
+    "DequantizeLinear": (1, 2),
+    "MatMulInteger": (2, 3),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QuantizeLinear": (1, 2),
+}
+"""Where operators read scales and zero points."""
+
+_SINGLE: Mapping[str, tuple[int, ...]] = {
+    "BlackmanWindow": (0,),
+    "Clip": (1, 2),
+    "CumSum": (1,),
+    "DFT": (1, 2),
+    "Dropout": (1, 2),
+    "HammingWindow": (0,),
+    "HannWindow": (0,),
+    "If": (0,),
+    "Loop": (0, 1),
+    "MelWeightMatrix": (0, 1, 2, 3, 4),
+    "NonMaxSuppression": (2, 3, 4),
+    "OneHot": (1,),
+    "Pad": (2,),
+    "Range": (0, 1, 2),
+    "STFT": (1, 3),
+    "SequenceAt": (1,),
+    "SequenceErase": (1,),
+    "SequenceInsert": (2,),
+    "TopK": (1,),
+    "Trilu": (1,),
+}
+"""Which inputs of operators are one number."""
+
+_SHAPES: Mapping[str, int] = {
+    "AffineGrid": 1,
+    "Col2Im": 1,
+    "ConstantOfShape": 0,
+    "Expand": 1,
+    "MaxUnpool": 2,
+    "Reshape": 1,
+    "Tile": 1,
+}
+"""Which input of operators is a shape, or has a number for each axis."""
+
+_WINDOWS = frozenset(
+    "AveragePool Conv ConvInteger ConvTranspose Col2Im DeformConv GlobalLpPool LpPool MaxPool MaxUnpool "
+    "QLinearConv".split()
+)
+"""Operators that slide a window over an image."""
+
+_WEIGHTS: Mapping[str, int] = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
+"""Which input of them is the weights."""
+
+_POSITIVE = ("kernel_shape", "strides", "dilations", "group", "offset_group")
+_NOT_NEGATIVE = ("pads", "output_padding", "output_shape")
+
+
+def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> None:
+    """Check the sizes that the nodes of a model state.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    name : str
+        What errors call the model.
+    inferred : bool
+        Whether the shapes of computed values have been inferred; if not, they are only what the file says,
+        and are not looked at.
+
+    Raises
+    ------
+    ModelError
+        If a quantizer has no scale, or not one for each channel, or other zero points than scales; if an
+        operand that is one number, or a shape, is another thing; if a window has sizes below 1; if a constant
+        would be computed that is far larger than the file; or if an attribute is outside of what its operator
+        allows.
+    """
+    graphs = (model.graph, *(function.graph for function in model.functions.values()))
+    for node in chain.from_iterable(graph.all_nodes() for graph in graphs):
+        if any(attribute.is_ref() for attribute in node.attributes.values()):
+            continue  # what it is to be, the call of the function says
+        try:
+            found = next(_faults(node, inferred), None)
+        except TypeError as error:  # an attribute of a type that onnx's checker did not know
+            found = str(error)
+        if found is not None:
+            raise ModelError(f"{name}: node {node.name or node.op_type!r}: {found}")
+
+
+def depends_on_calls(model: ir.Model) -> bool:
+    """Tell whether what this module checks in a function's body is said by the calls of the function.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    """
+    for function in model.functions.values():
+        for node in function.all_nodes():
+            if node.op_type in _WINDOWS or node.op_type in _SPECIAL:
+                return True
+            for index in (*_QUANTIZERS.get(node.op_type, ()), *_SINGLE.get(node.op_type, ())):
+                value = node.inputs[index] if index < len(node.inputs) else None
+                if value is not None and value.producer() is None:
+                    return True
+    return False
+
+
+def has_computed_quantizers(model: ir.Model) -> bool:
+    """Tell whether a scale or zero point is computed, from constants perhaps, when onnxruntime loads a model.
+
+    Parameters
+    ----------
+    model : onnx_ir.Model
+    """
+    for node in model.graph.all_nodes():
+        for index in _QUANTIZERS.get(node.op_type, ()) if node.domain == "" else ():
+            value = node.inputs[index] if index < len(node.inputs) else None
+            maker = None if value is None else value.producer()
+            if maker is not None and maker.op_type not in ("Constant", "DynamicQuantizeLinear"):
+                return True
+    return False
+
+
+def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
+    """Yield what is wrong with a node."""
+    sizes = _Sizes(node, inferred)
+    if node.domain == "com.microsoft":
+        yield from _foreign_quantizer(node, sizes)
+    if node.domain != "":
+        return
+    for index in _QUANTIZERS.get(node.op_type, ()):
+        if 0 in sizes.of(index):
+            yield f"found a scale or zero point of shape {sizes.of(index)}, wanted a number or several"
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        yield from _quantizer(node, sizes)
+    for index in _SINGLE.get(node.op_type, ()):
+        shape = sizes.of(index)
+        if sizes.known(index) and prod(shape) != 1:
+            yield f"found the shape {shape} of input {index}, wanted a single number"
+    if node.op_type in _SHAPES:
+        yield from _shape_operand(node, sizes, _SHAPES[node.op_type])
+    if node.op_type in _WINDOWS:
+        yield from _window(node, sizes)
+    if node.op_type in _SPECIAL:
+        yield from _SPECIAL[node.op_type](node, sizes)
+
+
+class _Sizes:
+    """What is known of the shapes of a node's inputs.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+    inferred : bool
+        Whether the shapes of computed values have been inferred, and are not only declared.
+    """
+
+    def __init__(self, node: ir.Node, inferred: bool) -> None:
+        self._node, self._inferred = node, inferred
+
+    def known(self, index: int) -> bool:
+        """Tell whether the shape of an input is known in full."""
+        shape = self.axes(index)
+        return shape is not None and None not in shape
+
+    def of(self, index: int) -> list[int]:
+        """Return the shape of an input that is known in full; else one that says nothing."""
+        shape = self.axes(index)
+        return [1] if shape is None or None in shape else [size for size in shape if size is not None]
+
+    def axes(self, index: int) -> list[int | None] | None:
+        """Return the sizes of an input's axes, None where one is unknown, or all are."""
+        value = self._value(index)
+        if value is None:
+            return None
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return [int(size) for size in tensor.shape.numpy()]
+        if value.shape is None or not (self._inferred or value.is_graph_input()):
+            return None
+        return [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
+
+    def numbers(self, index: int) -> list[int] | None:
+        """Return the values of an input that is a constant vector of few whole numbers."""
+        value = self._value(index)
+        tensor = None if value is None else constant_tensor(value)
+        if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+            return None
+        return [int(number) for number in tensor.numpy().ravel()] if tensor.size <= MOST_AXES else None
+
+    def _value(self, index: int) -> ir.Value | None:
+        return self._node.inputs[index] if index < len(self._node.inputs) else None
+
+
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer or Constant, an input's default included."""
+    return value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
+
+
+def _foreign_quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    """Check the operands of onnxruntime's own quantized operators, and the heads of its attention."""
+    if node.op_type.startswith(("Q", "DequantizeLinear", "DynamicQuantize", "MatMulInteger")):
+        for index in range(len(node.inputs)):
+            if 0 in sizes.of(index):
+                yield f"found the shape {sizes.of(index)} of input {index}, wanted elements"
+
+
+def _quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    scale, zero = sizes.of(1), sizes.of(2)
+    if sizes.known(1) and sizes.known(2) and prod(scale) != prod(zero):
+        yield f"found scales of shape {scale} and zero points of shape {zero}, wanted equal ones"
+    axes, axis = sizes.axes(0), node.attributes.get_int("axis", 1)
+    if axes is None or len(scale) != 1 or scale[0] == 1 or node.attributes.get_int("block_size", 0):
+        return
+    if not -len(axes) <= axis < len(axes):
+        yield f"found scales along axis {axis} of a tensor of {len(axes)} axes"
+    elif axes[axis] not in (None, scale[0]):
+        yield f"found {scale[0]} scales along axis {axis}, which has {axes[axis]}; wanted one for each"
+
+
+def _shape_operand(node: ir.Node, sizes: _Sizes, index: int) -> Iterator[str]:
+    shape, numbers = sizes.of(index), sizes.numbers(index)
+    if len(shape) > 1 or prod(shape) > MOST_AXES:
+        yield f"found the shape {shape} of input {index}, wanted at most {MOST_AXES} sizes"
+    if (
+        numbers is not None
+        and node.op_type in ("ConstantOfShape", "Expand")
+        and prod(numbers) > MOST_ELEMENTS
+    ):
+        yield f"found the shape {numbers}, wanted at most {MOST_ELEMENTS} elements"
+
+
+def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    lengths = dict[str, int]()
+    for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
+        for name in names:
+            attribute = node.attributes.get(name)
+            if attribute is None or attribute.is_ref():
+                continue
+            one = attribute.type == ir.AttributeType.INT
+            numbers = [attribute.as_int()] if one else list(attribute.as_ints())
+            if not one and numbers and name != "output_shape":  # which may have the image's first axes
+                lengths[name] = len(numbers) // (2 if name == "pads" else 1)
+            if any(not least <= number <= LARGEST for number in numbers):
+                yield f"{name}: found {numbers}, wanted numbers from {least} to {LARGEST}"
+    if len(set(lengths.values())) > 1:
+        yield f"found attributes of different numbers of axes: {', '.join(map(str, lengths))}"
+    auto = node.attributes.get_string("auto_pad", "NOTSET")
+    if auto not in ("", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
+        yield f"auto_pad: found {auto!r}, wanted NOTSET, VALID, SAME_UPPER or SAME_LOWER"
+    weights = sizes.axes(_WEIGHTS[node.op_type]) if node.op_type in _WEIGHTS else None
+    if weights is None:
+        return
+    if len(weights) < 3:
+        yield f"found weights of {len(weights)} axes, wanted 3 or more"
+    elif lengths and next(iter(lengths.values())) != len(weights) - 2:
+        yield f"found {next(iter(lengths))} of {next(iter(lengths.values()))} axes, wanted {len(weights) - 2}"
+    elif (kernel := node.attributes.get_ints("kernel_shape", ())) and list(kernel) != weights[2:]:
+        yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
+
+
+def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    axes = sizes.axes(0)
+    for name in ("q_num_heads", "kv_num_heads"):
+        heads = node.attributes.get_int(name)
+        if heads is not None and not 1 <= heads <= LARGEST:
+            yield f"{name}: found {heads}, wanted 1 or more"
+        if heads is None and axes is not None and len(axes) == 3:
+            yield f"found no {name} and queries of 3 axes, wanted one of them otherwise"
+
+
+def _gather_nd(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    if not 0 <= node.attributes.get_int("batch_dims", 0) < MOST_AXES:
+        yield f"batch_dims: found {node.attributes.get_int('batch_dims')}, wanted 0 or more"
+
+
+def _split(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    numbers = sizes.numbers(1) or []
+    if any(number < 0 for number in numbers) or (sizes.axes(1) == [] and numbers == [0]):
+        yield f"found parts of sizes {numbers}, wanted at least 1"
+
+
+def _stft(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    if 0 in sizes.of(2):
+        yield "found an empty window, wanted one or more numbers"
+
+
+def _concat(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    ranks = {len(axes) for index in range(len(node.inputs)) if (axes := sizes.axes(index)) is not None}
+    axis = node.attributes.get_int("axis", 1)
+    if len(ranks) > 1:
+        yield f"found tensors of {sorted(ranks)} axes, wanted equally many"
+    elif ranks and not -min(ranks) <= axis < min(ranks):
+        yield f"axis: found {axis}, wanted one of {min(ranks)} axes"
+
+
+def _resize(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    axes, named = sizes.axes(0), node.attributes.get_ints("axes")
+    if axes is None or len(node.inputs) < 3:
+        return
+    wanted = len(axes) if named is None else len(named)
+    for index, times, what in ((1, 2, "roi"), (2, 1, "scales"), (3, 1, "sizes")):
+        shape = sizes.of(index)
+        if sizes.known(index) and prod(shape) not in (0, wanted * times):
+            yield f"{what}: found the shape {shape}, wanted {wanted * times} numbers"
+
+
+def _range(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    ends = [sizes.numbers(index) for index in range(3)]
+    if all(end is not None and len(end) == 1 for end in ends):
+        (start,), (limit,), (step,) = (end or [0] for end in ends)
+        if step == 0 or (limit - start) // step > MOST_ELEMENTS:
+            yield f"found {start} to {limit} in steps of {step}, wanted at most {MOST_ELEMENTS} numbers"
+
+
+def _tile(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    repeats = sizes.numbers(1)
+    if repeats is not None and any(number < 0 for number in repeats):
+        yield f"found {repeats} repeats, wanted 0 or more"
+    elif repeats is not None and sizes.known(0) and prod(repeats) * prod(sizes.of(0)) > MOST_ELEMENTS:
+        yield f"found {repeats} repeats of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
+
+
+def _pad(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    pads, axes = sizes.numbers(1), sizes.axes(0)
+    if pads is None or len(node.inputs) > 3 or not sizes.known(0) or axes is None:
+        return
+    if len(pads) != 2 * len(axes):
+        yield f"found {len(pads)} pads, wanted {2 * len(axes)}"
+    elif (
+        prod(a + b + c for a, b, c in zip(sizes.of(0), pads, pads[len(axes) :], strict=False)) > MOST_ELEMENTS
+    ):
+        yield f"found the pads {pads} of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
+
+
+_SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
+    "Attention": _attention,
+    "Concat": _concat,
+    "GatherND": _gather_nd,
+    "Pad": _pad,
+    "Range": _range,
+    "Resize": _resize,
+    "STFT": _stft,
+    "SplitToSequence": _split,
+    "Tile": _tile,
+}
