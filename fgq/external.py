@@ -119,9 +119,7 @@ class ExternalTensor(ir.ExternalTensor):
 
     def _decoded(self, content: bytes) -> NDArray[Any]:
         if self.dtype.bitwidth < 8:
-            proto = onnx.TensorProto(
-                dims=self.shape.numpy(), data_type=onnx.TensorProto.DataType(self.dtype), raw_data=content
-            )
+            proto = onnx.TensorProto(dims=self.shape.numpy(), data_type=int(self.dtype), raw_data=content)
             return np.asarray(ir.serde.TensorProtoTensor(proto).numpy())
         stored = np.frombuffer(content, np.dtype(self.dtype.numpy()).newbyteorder("<"))
         return stored.reshape(self.shape.numpy())
@@ -154,8 +152,11 @@ def read_in(model: ir.Model) -> None:
     """
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ExternalTensor):
-                value.const_value = value.const_value.in_memory()
+            tensor = value.const_value
+            if isinstance(tensor, ExternalTensor):
+                value.const_value = tensor.in_memory()
+            elif isinstance(tensor, ir.ExternalTensor):  # of a model that was not read by fgq
+                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
 
 
 _State = tuple[int, ...]

@@ -361,6 +361,25 @@ def _pad(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found the pads {pads} of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
 
 
+def _where(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    """Refuse quantizers that onnxruntime joins with the Where between, as if they were constant."""
+    makers = [None if value is None else value.producer() for value in node.inputs]
+    around = [maker for maker in makers if maker is not None] + list(_behind(node.outputs[0]))
+    for quantizer in around:
+        if quantizer.domain == "" and quantizer.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            operands = [value for value in quantizer.inputs[1:] if value is not None]
+            if any(constant_tensor(value) is None for value in operands):
+                yield f"found the quantizer {quantizer.name!r} beside it, wanted one of a constant scale"
+
+
+def _behind(value: ir.Value) -> Iterator[ir.Node]:
+    """Yield the nodes that read a value, or what a Relu or Clip makes of it."""
+    for reader in value.consumers():
+        yield reader
+        if reader.op_type in ("Relu", "Clip"):
+            yield from reader.outputs[0].consumers()
+
+
 _SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
     "Attention": _attention,
     "Concat": _concat,
@@ -371,4 +390,5 @@ _SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
     "STFT": _stft,
     "SplitToSequence": _split,
     "Tile": _tile,
+    "Where": _where,
 }

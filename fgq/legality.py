@@ -26,7 +26,7 @@ DEEPEST = 32
 MOST_CALLS = 100
 """Functions that call each other in one chain."""
 
-MOST_NODES = 2_000_000
+MOST_NODES = 500_000
 """Nodes of a model with the functions' bodies in place of their calls."""
 
 Function = tuple[str, str, str]
@@ -164,6 +164,8 @@ class _Checker:
         for name in node.input:
             if name and not scope.knows(name):
                 raise ModelError(f"{where}: found the input {name!r}, which nothing computes")
+        if not node.op_type:
+            raise ModelError(f"{where}: found no operator, wanted the name of one")
         names = [attribute.name for attribute in node.attribute]
         _check_text((*names, *(attribute.ref_attr_name for attribute in node.attribute)), where)
         light = NodeProto(op_type=node.op_type, name=node.name, input=node.input, output=node.output)
@@ -196,21 +198,25 @@ class _Checker:
 
     def _check_calls(self) -> None:
         """Check that no function calls itself, and that bodies in place of calls give no endless model."""
-        sizes = dict[Function | None, int]()
-        active = list[Function | None]()
-        waiting: list[tuple[Function | None, bool]] = [(None, False)]
-        waiting += [(key, False) for key in self._functions]
+        sizes, depths = dict[Function | None, int](), dict[Function | None, int]()
+        active = dict[Function | None, None]()
+        waiting: list[tuple[Function | None, bool]] = [(key, False) for key in (None, *self._functions)]
         while waiting:
             key, done = waiting.pop()
+            called = self._calls.get(key, [])
             if done:
-                active.pop()
-                sizes[key] = self._nodes.get(key, 0) + sum(
-                    sizes[called] for called in self._calls.get(key, ())
-                )
+                del active[key]
+                sizes[key] = self._nodes.get(key, 0) + sum(sizes[each] for each in called)
+                depths[key] = 1 + max((depths[each] for each in called), default=0)
                 if sizes[key] > MOST_NODES:
                     raise ModelError(
                         f"{self._name}: found functions that make {sizes[key]} nodes, wanted at most "
                         f"{MOST_NODES}"
+                    )
+                if depths[key] > MOST_CALLS:
+                    raise ModelError(
+                        f"{self._name}: found functions that call each other {depths[key]} deep, wanted at "
+                        f"most {MOST_CALLS}"
                     )
             elif key not in sizes:
                 if key in active:
@@ -218,14 +224,9 @@ class _Checker:
                     raise ModelError(
                         f"{self._name}: found function {key[1]!r}, which calls itself (Cyclic dependency)"
                     )
-                if len(active) > MOST_CALLS:
-                    raise ModelError(
-                        f"{self._name}: found functions that call each other {len(active)} deep, wanted at "
-                        f"most {MOST_CALLS}"
-                    )
-                active.append(key)
+                active[key] = None
                 waiting.append((key, True))
-                waiting += [(called, False) for called in dict.fromkeys(self._calls.get(key, ()))]
+                waiting += [(each, False) for each in dict.fromkeys(called)]
 
 
 @contextmanager
