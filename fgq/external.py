@@ -110,7 +110,7 @@ class ExternalTensor(ir.ExternalTensor):
         """Write the bytes to an open file."""
         file.write(self.tobytes())
 
-    def in_memory(self) -> ir.Tensor:
+    def in_memory(self) -> ir.TensorProtocol:
         """Return a tensor of its values that has no file."""
         return ir.Tensor(self.numpy(), dtype=self.dtype, name=self.name)
 

@@ -238,7 +238,7 @@ def _quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     if sizes.known(1) and sizes.known(2) and prod(scale) != prod(zero):
         yield f"found scales of shape {scale} and zero points of shape {zero}, wanted equal ones"
     axes, axis = sizes.axes(0), node.attributes.get_int("axis", 1)
-    if axes is None or len(scale) != 1 or scale[0] == 1 or node.attributes.get_int("block_size", 0):
+    if axes is None or len(scale) != 1 or scale[0] == 1 or node.attributes.get_int("block_size", 0) != 0:
         return
     if not -len(axes) <= axis < len(axes):
         yield f"found scales along axis {axis} of a tensor of {len(axes)} axes"
@@ -290,10 +290,11 @@ def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
 def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     axes = sizes.axes(0)
     for name in ("q_num_heads", "kv_num_heads"):
-        heads = node.attributes.get_int(name)
-        if heads is not None and not 1 <= heads <= LARGEST:
-            yield f"{name}: found {heads}, wanted 1 or more"
-        if heads is None and axes is not None and len(axes) == 3:
+        if name in node.attributes:
+            heads = node.attributes[name].as_int()
+            if not 1 <= heads <= LARGEST:
+                yield f"{name}: found {heads}, wanted 1 or more"
+        elif axes is not None and len(axes) == 3:
             yield f"found no {name} and queries of 3 axes, wanted one of them otherwise"
 
 
