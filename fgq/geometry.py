@@ -79,6 +79,18 @@ _WINDOWS = frozenset(
 _WEIGHTS: Mapping[str, int] = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
 """Which input of them is the weights."""
 
+_AXES = (
+    "axis",
+    "axes",
+    "batch_axis",
+    "batch_dims",
+    "perm",
+    "scan_input_axes",
+    "scan_output_axes",
+    "time_axis",
+)
+"""Attributes that name axes; onnx's shape inference goes wrong where one is no 32-bit number."""
+
 _POSITIVE = ("kernel_shape", "strides", "dilations", "group", "offset_group")
 _NOT_NEGATIVE = ("pads", "output_padding", "output_shape")
 
@@ -156,6 +168,12 @@ def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
         yield from _foreign_quantizer(node, sizes)
     if node.domain != "":
         return
+    for name in _AXES:
+        if name in node.attributes:
+            attribute = node.attributes[name]
+            axes = [attribute.as_int()] if attribute.type == ir.AttributeType.INT else attribute.as_ints()
+            if any(not -MOST_AXES <= axis <= MOST_AXES for axis in axes):
+                yield f"{name}: found {list(axes)}, wanted axes of at most {MOST_AXES}"
     for index in _QUANTIZERS.get(node.op_type, ()):
         if 0 in sizes.of(index):
             yield f"found a scale or zero point of shape {sizes.of(index)}, wanted a number or several"
@@ -276,6 +294,9 @@ def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     if auto not in ("", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         yield f"auto_pad: found {auto!r}, wanted NOTSET, VALID, SAME_UPPER or SAME_LOWER"
+    image = sizes.axes(0)
+    if image is not None and 0 in image[2:]:
+        yield f"found an image of shape {image}, wanted one or more pixels"
     weights = sizes.axes(_WEIGHTS[node.op_type]) if node.op_type in _WEIGHTS else None
     if weights is None:
         return
@@ -289,6 +310,7 @@ def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
 
 def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     axes = sizes.axes(0)
+    yield from _ranks({0: 3, 1: 3, 2: 3, 4: 4, 5: 4})(node, sizes)
     for name in ("q_num_heads", "kv_num_heads"):
         if name in node.attributes:
             heads = node.attributes[name].as_int()
@@ -299,8 +321,14 @@ def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
 
 
 def _gather_nd(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
-    if not 0 <= node.attributes.get_int("batch_dims", 0) < MOST_AXES:
-        yield f"batch_dims: found {node.attributes.get_int('batch_dims')}, wanted 0 or more"
+    if node.attributes.get_int("batch_dims", 0) < 0:
+        yield f"batch_dims: found {node.attributes['batch_dims'].as_int()}, wanted 0 or more"
+
+
+def _parts(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    count = node.attributes.get_int("num_outputs", len(node.outputs))
+    if count != len(node.outputs):
+        yield f"num_outputs: found {count}, wanted {len(node.outputs)}, the number of its outputs"
 
 
 def _split(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
@@ -312,6 +340,21 @@ def _split(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
 def _stft(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     if 0 in sizes.of(2):
         yield "found an empty window, wanted one or more numbers"
+    for index in (1, 3):
+        if any(number < 1 for number in sizes.numbers(index) or []):
+            yield f"found {sizes.numbers(index)} as input {index}, wanted at least 1"
+
+
+def _ranks(least: Mapping[int, int]) -> Callable[[ir.Node, _Sizes], Iterator[str]]:
+    """Return a check that inputs have a number of axes at least, and elements."""
+
+    def check(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+        for index, wanted in least.items():
+            axes = sizes.axes(index)
+            if axes is not None and len(axes) < wanted:
+                yield f"found {len(axes)} axes of input {index}, wanted {wanted} or more"
+
+    return check
 
 
 def _concat(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
@@ -362,6 +405,11 @@ def _pad(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found the pads {pads} of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
 
 
+def _recurrent(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    if 0 in sizes.of(0):
+        yield f"found an input of shape {sizes.of(0)}, wanted elements"
+
+
 def _where(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     """Refuse quantizers that onnxruntime joins with the Where between, as if they were constant."""
     makers = [None if value is None else value.producer() for value in node.inputs]
@@ -384,11 +432,16 @@ def _behind(value: ir.Value) -> Iterator[ir.Node]:
 _SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
     "Attention": _attention,
     "Concat": _concat,
+    "DFT": _ranks({0: 2}),
+    "GRU": _recurrent,
     "GatherND": _gather_nd,
+    "LSTM": _recurrent,
     "Pad": _pad,
+    "RNN": _recurrent,
     "Range": _range,
     "Resize": _resize,
     "STFT": _stft,
+    "Split": _parts,
     "SplitToSequence": _split,
     "Tile": _tile,
     "Where": _where,

@@ -263,7 +263,7 @@ BROKEN = {
     "two outputs": (
         UNPACK,
         lambda node: node.output.append("more"),
-        "found 2 outputs of fgq::Unpack, wanted w8",
+        "found 2 outputs, wanted at most 1, as function 'Unpack' has",
     ),
     "no axis": (UNPACK, lambda node: node.attribute.pop(), "found the attributes none"),
     "axis is text": (

@@ -195,6 +195,29 @@ REFUSED = {
         ),
         "found parts of sizes [0]",
     ),
+    "an axis beyond all": (
+        model([node("LayerNormalization", ["x", "s"], ["y"], axis=2**31)], {"s": np.ones(6, np.float32)}),
+        "axis: found [2147483648], wanted axes of at most 64",
+    ),
+    "another number of parts": (
+        model([node("Split", ["x"], ["y", "z", "v"], axis=2, num_outputs=2)], opset=18),
+        "num_outputs: found 2, wanted 3",
+    ),
+    "an image of no pixels": (
+        model([node("ConvTranspose", ["x", "w"], ["y"])], {"w": IMAGE[:, :, :3, :3]}, declared=[1, 2, 0, 6]),
+        "found an image of shape [1, 2, 0, 6]",
+    ),
+    "a sequence of nothing": (
+        model(
+            [node("GRU", ["n", "w", "w"], ["", "r"], hidden_size=2), node("Add", ["r", "x"], ["y"])],
+            {"n": np.zeros((2, 0, 2), np.float32), "w": np.zeros((1, 6, 2), np.float32)},
+        ),
+        "found an input of shape [2, 0, 2]",
+    ),
+    "a transform of a number": (
+        model([node("DFT", ["n"], ["y"])], {"n": np.float32(1)}),
+        "found 0 axes of input 0, wanted 2 or more",
+    ),
     "a constant of 100 GB": (
         model(
             [node("ConstantOfShape", ["n"], ["c"]), node("Add", ["x", "c"], ["y"])],
