@@ -194,7 +194,7 @@ def _reads(node: onnx.NodeProto) -> list[str]:
 
 def usable(array: Array) -> bool:
     """Tell whether a value is worth going on with."""
-    if not isinstance(array, np.ndarray) or array.size > MOST_ELEMENTS or array.ndim > 6:
+    if not isinstance(array, np.ndarray) or not 0 < array.size <= MOST_ELEMENTS or array.ndim > 6:
         return False
     if array.dtype.kind != "f":
         return True
@@ -238,7 +238,7 @@ def draw(rng: np.random.Generator) -> Drawn:
     ----------
     rng : numpy.random.Generator
     """
-    from blocks import BLOCKS, LAYERS  # it imports this module
+    from blocks import BLOCKS, LAYERS, NETWORK  # it imports this module
 
     graph = Graph(rng, opset=int(rng.integers(9, 27)))
     rank = graph.pick(4, 4, 4, 3, 3, 2, 2)
@@ -252,7 +252,7 @@ def draw(rng: np.random.Generator) -> Drawn:
     current = graph.new_input(shape)
     if graph.chance(0.06):
         current = embedding(graph, shape) or current
-    blocks, weights = zip(*BLOCKS, strict=True)
+    blocks, weights = zip(*(NETWORK if graph.chance(0.5) else BLOCKS), strict=True)
     shares = np.array(weights) / sum(weights)
     wanted, tries = int(rng.integers(2, 9)), 0
     while wanted > 0 and tries < 60:

@@ -183,7 +183,7 @@ def valid_feeds(drawn: Drawn) -> list[Feeds]:
 
 def draw_options(rng: np.random.Generator) -> dict[str, Any]:
     """Return options of a conversion."""
-    modes = ["int8", "int8", "int8", "int4", "int8-dynamic", "int8-dynamic-token", "none"]
+    modes = [*["int8"] * 6, "int4", "int4", "int8-dynamic", "int8-dynamic-token", "none"]
     options: dict[str, Any] = {
         "activations": str(rng.choice(modes)),
         "form": str(rng.choice(["packed", "packed", "int8", "inlined"])),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from drawing import Graph
-from operator_blocks import activation, batch_norm, pad, scalar
+from operator_blocks import activation, batch_norm, clip, pad, pool, scalar
 
 
 def conv(g: Graph, x: str) -> str | None:
@@ -145,6 +145,69 @@ def _projected(g: Graph, x: str, shape: tuple[int, ...]) -> str | None:
     if own[:-1] == shape[:-1]:
         return g.add("MatMul", [x, g.weight(own[-1], shape[-1], reduction=own[-1])])
     return None
+
+
+def plain_layer(g: Graph, x: str, outputs: int) -> str | None:
+    """A layer that keeps all axes but one: a convolution of one pixel, or a matrix product."""
+    shape = g.shape(x)
+    if len(shape) == 4:
+        return g.add("Conv", [x, g.weight(outputs, shape[1], 1, 1, reduction=shape[1])])
+    if len(shape) < 2:
+        return None
+    op = "Gemm" if len(shape) == 2 and g.chance(0.5) else "MatMul"
+    return g.add(op, [x, g.weight(shape[-1], outputs, reduction=shape[-1])])
+
+
+def branches(g: Graph, x: str) -> str | None:
+    """Layers of two values, joined; the second's axes are those of the first, or 1, and its batch is open."""
+    shape, outputs = g.shape(x), int(g.rng.integers(1, 17))
+    other = x
+    if g.chance(0.7) and len(g.inputs) < 4 and len(shape) >= 2:
+        fixed = 1 if len(shape) == 4 else len(shape) - 1
+        small = g.chance(0.5)
+        sizes = [1 if axis != fixed and small and g.chance(0.6) else size for axis, size in enumerate(shape)]
+        cut = int(g.rng.integers(0, len(shape) - 1)) if len(shape) == 3 and g.chance(0.3) else 0
+        other = g.new_input(sizes[cut:])
+    y, z = plain_layer(g, x, outputs), plain_layer(g, other, outputs if g.chance(0.85) else 1)
+    if y is None or z is None:
+        return None
+    for _ in range(2):
+        if g.chance(0.3):
+            y, z = (activation(g, y) or y), z
+        y, z = z, y
+    operands = [y, z] if g.chance(0.5) else [z, y]
+    if g.chance(0.2):
+        joined = g.add("Concat", operands, axis=1)
+    else:
+        joined = g.add(g.pick("Add", "Add", "Add", "Mul"), operands)
+    if joined is not None and g.chance(0.5):
+        joined = activation(g, joined) or joined
+    return joined if joined is None or g.chance(0.4) else (layer(g, joined) or joined)
+
+
+def joined(g: Graph, x: str) -> str | None:
+    """Layers of one value, and the value itself, concatenated; a pool or a function; and a layer."""
+    parts = [x] if g.chance(0.4) else []
+    for _ in range(int(g.rng.integers(1, 4))):
+        y = plain_layer(g, x, int(g.rng.integers(1, 9)))
+        if y is not None and g.chance(0.6):
+            y = activation(g, y) or y
+        parts += [] if y is None else [y]
+    axis = 1 if len(g.shape(x)) == 4 else len(g.shape(x)) - 1
+    y = g.add("Concat", parts, axis=axis) if parts else None
+    for step in (pool, activation):
+        if y is not None and g.chance(0.3):
+            y = step(g, y) or y
+    return None if y is None else (layer(g, y) or y)
+
+
+def pooled(g: Graph, x: str) -> str | None:
+    """A layer, a pool, bounds and functions in any order, and a layer that reads integers."""
+    y = conv(g, x) if len(g.shape(x)) == 4 else None
+    steps = [pool, clip, activation, pool, clip]
+    for _ in range(int(g.rng.integers(1, 4))):
+        y = None if y is None else (g.pick(*steps)(g, y) or y)
+    return None if y is None else (layer(g, y) or y)
 
 
 def conv_bn_relu(g: Graph, x: str) -> str | None:
