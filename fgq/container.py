@@ -250,7 +250,8 @@ def _read_unpack(node: ir.Node, group_axis: int) -> tuple[Plane, NDArray[np.int3
     if kind is None or rows.dtype != np.int8:
         raise ModelError(f"{node.name}: found an unknown table, wanted that of {', '.join(PACKED)} codes")
     if shape.dtype != np.int64 or shape.ndim != 1 or not 0 < shape.size <= _MOST_AXES or (shape < 1).any():
-        found = f"{shape.dtype}{list(shape.shape)}" if shape.size > _MOST_AXES else str(shape)
+        whole = shape.ndim == 1 and shape.size <= _MOST_AXES
+        found = shape.tolist() if whole else f"{shape.dtype}{list(shape.shape)}"
         raise ModelError(
             f"{node.name}: found the shape {found}, wanted int64 sizes of at least 1, {_MOST_AXES} at most"
         )
