@@ -83,6 +83,10 @@ def from_proto(proto: onnx.ModelProto, folder: Path | None = None, name: str = "
         model = ir.from_proto(proto)
     except Exception as error:
         raise ModelError(f"{name}: the graph is malformed ({first_line(root(error))})") from error
+    for value, info in zip(model.graph.inputs, proto.graph.input, strict=True):
+        if value.is_graph_output():  # of which less may be said
+            declared = ir.serde.deserialize_value_info_proto(info, None)
+            value.type, value.shape = declared.type, declared.shape
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         try:
             graph.sort()
