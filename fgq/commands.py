@@ -24,7 +24,7 @@ from fgq.cli_pareto import pareto
 from fgq.cli_report import report
 from fgq.cli_study import study
 from fgq.config import Activations, ConversionConfig, ExportForm, Form, Misfit, Recipe, Step, read_config
-from fgq.errors import ConfigError, FgqError, OutputError
+from fgq.errors import ConfigError, FgqError, OutputError, unexpected
 from fgq.printable import printable
 from fgq.scheme import Codes, Granularity
 
@@ -563,6 +563,8 @@ def execute() -> int:
         return _refuse(
             f"memory: found too little ({str(error) or 'none left'}), wanted more for this command"
         )
+    except Exception as error:  # of what no module foresees: whatever a file is, it ends in one line
+        return _refuse(str(unexpected(" ".join(sys.argv[1:2]) or "fgq", error)))
     return code if isinstance(code, int) else 0
 
 

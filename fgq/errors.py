@@ -91,4 +91,6 @@ def unexpected(what: str, error: Exception, kind: type[FgqError] = ModelError) -
     kind : type of FgqError
         What to return.
     """
+    if isinstance(error, MemoryError):
+        return kind(f"{what}: found too little memory ({first_line(error)}), wanted more for it")
     return kind(f"{what}: found something that fgq cannot use ({type(error).__name__}: {first_line(error)})")

@@ -37,7 +37,7 @@ from fgq.converters.sites import Site, find_sites, float_pools
 from fgq.data import Feed, InputSpec, has_open_batch, input_specs, labelled_batches
 from fgq.data import Source as DataSource
 from fgq.dual import second_inputs, second_weights
-from fgq.errors import ConfigError, DataError, FgqError, ModelError
+from fgq.errors import ConfigError, DataError, FgqError, ModelError, refusing
 from fgq.feed import cut_feed
 from fgq.files import refuse_model_files
 from fgq.heldout import HeldOut, Labelled, measure, set_aside
@@ -145,7 +145,7 @@ def convert(
             "x86_without_vnni": scheme.weight_limit == WITHOUT_VNNI_LIMIT,
         }
     config = ConversionConfig(**options)
-    with temporary_folder() as folder:
+    with refusing("model"), temporary_folder() as folder:
         path = folder / "model.onnx"
         converted = _convert(model, path, config, calibration, progress, held_out=held_out, plan=plan)
     return Conversion(ir.to_proto(converted.model), converted.report)
@@ -184,7 +184,7 @@ def convert_file(
     """
     refuse_model_files(source, onnx_file.load(source), destination)
     make_checkpoint = partial(Checkpoint, unfinished_folder(destination), resume=resume)
-    with onnx_file.staged(destination) as path:
+    with refusing(str(source)), onnx_file.staged(destination) as path:
         converted = _convert(
             source, path, config, calibration, progress, make_checkpoint, held_out=held_out, plan=plan
         )

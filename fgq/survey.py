@@ -33,6 +33,7 @@ from fgq.report import (
 )
 from fgq.runtime.layers import activation_bits, read_layer_weight
 from fgq.scheme import ActivationScheme, Quantizer
+from fgq.shapes import InferShapes
 
 
 def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
@@ -50,6 +51,7 @@ def inspect(path: str | os.PathLike[str], config: ConversionConfig) -> Report:
         Its `converted_bytes` are 0 for a float model.
     """
     model = container.load(path)
+    InferShapes()(model)
     layers = tuple(_converted_layers(model))
     if not any(layer.is_converted for layer in layers):
         return survey(path, config)

@@ -261,6 +261,25 @@ MALFORMED = {
         ),
         "Cyclic dependency",
     ),
+    "a cycle": (
+        graph_of(
+            helper.make_node("MatMul", ["b", "w"], ["y"]), helper.make_node("Relu", ["y"], ["b"]), weights=[W]
+        ),
+        "found a cycle",
+    ),
+    "an attribute of another type": (
+        graph_of(helper.make_node("Softmax", ["x"], ["b"], axis="1"), MATMUL, weights=[W]),
+        "Expected: 'INT', actual: 'STRING'",
+    ),
+    "a scale of nothing": (
+        graph_of(
+            helper.make_node("QuantizeLinear", ["x", "s"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s"], ["d"]),
+            helper.make_node("MatMul", ["d", "w"], ["y"]),
+            weights=[W, ("s", np.zeros(0, np.float32))],
+        ),
+        "found a scale or zero point of shape [0]",
+    ),
     "an axis that is none": (
         graph_of(helper.make_node("Transpose", ["w"], ["t"], perm=[0, 5]), MATMUL, weights=[W]),
         "out of bounds",

@@ -1,0 +1,70 @@
+"""What nobody expected of an input is one error, with its cause behind it."""
+
+import numpy as np
+import pytest
+
+from fgq import Session, convert, errors
+from fgq.errors import DataError, ModelError, refusing
+from fgq.runtime import session as session_module
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("kind", [ModelError, DataError])
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("axis"), "m.onnx: found something that fgq cannot use (KeyError: 'axis')"),
+        (ValueError("one\ntwo"), "m.onnx: found something that fgq cannot use (ValueError: one)"),
+        (AssertionError(), "m.onnx: found something that fgq cannot use (AssertionError: AssertionError)"),
+        (MemoryError(), "m.onnx: found too little memory (MemoryError), wanted more for it"),
+    ],
+)
+def test_every_exception_is_one_error(kind, error, line):
+    with pytest.raises(kind) as caught, refusing("m.onnx", kind):
+        raise error
+    assert str(caught.value) == line
+    assert caught.value.__cause__ is error
+    assert caught.value.__cause__.__traceback__ is not None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), errors.ConfigError("x")])
+def test_what_is_no_fault_of_the_input_passes(error):
+    with pytest.raises(type(error)) as caught, refusing("m.onnx"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.fixture
+def model(make_model):
+    weights = {"w": np.eye(8, dtype=np.float32)}
+    return make_model("(float[N,8] x) => (float[N,8] y) { y = MatMul(x, w) }", weights)
+
+
+def test_nothing_else_leaves_a_session(model, monkeypatch):
+    session = Session(model.SerializeToString(), allow_float=True)
+    monkeypatch.setattr(session._programs, "run", failing(IndexError("out of range")))
+    with pytest.raises(DataError, match=r"inputs: found something .* \(IndexError: out of range\)"):
+        session.run(None, {"x": np.zeros((1, 8), np.float32)})
+    monkeypatch.setattr(session_module, "find_steps", failing(RecursionError("too deep")))
+    with pytest.raises(ModelError, match=r"bytes: found something .* \(RecursionError: too deep\)"):
+        Session(model.SerializeToString(), allow_float=True)
+
+
+def test_nothing_else_leaves_a_conversion(model, monkeypatch):
+    monkeypatch.setattr("fgq.pipeline.find_layers", failing(ZeroDivisionError("by zero")))
+    with pytest.raises(ModelError, match=r"model: found something .* \(ZeroDivisionError: by zero\)"):
+        convert(model, activations="none")
+
+
+def test_nothing_else_leaves_a_command(command, monkeypatch):
+    monkeypatch.setattr("fgq.survey.inspect", failing(TypeError("of another type")))
+    outcome = command("inspect", "m.onnx")
+    assert (outcome.code, outcome.out) == (2, "")
+    (line,) = outcome.err.splitlines()
+    assert line == "fgq: error: inspect: found something that fgq cannot use (TypeError: of another type)"
