@@ -17,6 +17,7 @@ from onnxruntime import InferenceSession
 from fgq import ort
 from fgq.data import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
 from fgq.errors import DataError, FgqError, ModelError, OutputError
+from fgq.magnitudes import FAR, few_values, peaks_of, percentile_without, standing_out
 from fgq.mmse import StreamingHistogram, choose_quantizer
 from fgq.scheme import ActivationScheme, Quantizer
 from fgq.temporary import temporary_folder
@@ -34,6 +35,7 @@ def observe(
     *,
     batch_size: int = 32,
     progress: Callable[[int, int | None], None] | None = None,
+    percentile: float | None = None,
 ) -> dict[str, StreamingHistogram]:
     """Run a model on calibration data and count the values of some of its tensors.
 
@@ -53,6 +55,8 @@ def observe(
         would exceed OBSERVED_BYTES, which changes no count; feeds are run as they are.
     progress : callable, optional
         Called after each batch with the samples done and their total, None if that is unknown.
+    percentile : float, optional
+        What share of the values ranges are to hold, in percent (`fgq.mmse.StreamingHistogram`).
 
     Returns
     -------
@@ -70,7 +74,7 @@ def observe(
         If there is no room for the model in the temporary folder.
     """
     inputs = input_specs(model)
-    histograms = {name: StreamingHistogram(name) for name in tensors}
+    histograms = {name: StreamingHistogram(name, percentile) for name in tensors}
     _check_tensors(model, histograms, inputs)
     fed = {spec.name for spec in inputs}
     computed = [name for name in histograms if name not in fed]
@@ -82,10 +86,12 @@ def observe(
         if isinstance(source, Samples):
             batch_size = _fitting_batch(session, computed, source, inputs, batch_size)
         for feed in as_batches(source, inputs, batch_size):
+            count = next((len(array) for array in feed.values() if array.ndim), 1)
             for name, values in (feed | _run(session, computed, feed)).items():
                 if name in histograms:
                     histograms[name].update(values)
-            done += next((len(array) for array in feed.values() if array.ndim), 1)
+                    histograms[name].peaks.extend(peaks_of(values, done, count))
+            done += count
             if progress is not None:
                 progress(done, total)
     return histograms
@@ -147,6 +153,52 @@ def choose_quantizers(
                 f"tensor {name!r}: found no observed values, wanted it among the observed tensors"
             )
     return {name: choose_quantizer(histograms[name], scheme) for name, scheme in schemes.items()}
+
+
+def range_warnings(
+    histograms: Mapping[str, StreamingHistogram], quantizers: Mapping[str, Quantizer]
+) -> Iterator[str]:
+    """Say which tensors' ranges a few samples or values have set that are far beyond all others.
+
+    Parameters
+    ----------
+    histograms : mapping of str to StreamingHistogram
+        What was observed, by tensor name.
+    quantizers : mapping of str to Quantizer
+        What was chosen for them.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
+    for name, quantizer in quantizers.items():
+        fault = _fault(histograms[name], quantizer)
+        if fault is not None:
+            found.setdefault(fault[0], (fault[1], []))[1].append(name)
+    for cause, (advice, names) in found.items():
+        others = f" (and of {len(names) - 1} more: {', '.join(names[1:4])}" if len(names) > 1 else ""
+        others += ", ..)" if len(names) > 4 else ")" if others else ""
+        yield f"tensor {names[0]}: its range{others} is set by {cause}; {advice}"
+
+
+def _fault(histogram: StreamingHistogram, quantizer: Quantizer) -> tuple[str, str] | None:
+    """Return what few samples or values make a range as wide as it is, and what follows."""
+    limit = quantizer.scale * max(quantizer.zero_point, quantizer.highest - quantizer.zero_point)
+    limit = min(limit, max(histogram.maximum, -histogram.minimum))
+    found = standing_out(histogram.peaks, limit)
+    if found is not None:
+        few, rest = found
+        which = ", ".join(map(str, few[:3])) + (", .." if len(few) > 3 else "")
+        cause, far = f"{which} of {sum(peak.samples for peak in histogram.peaks)}", histogram.beyond(rest)
+    else:
+        rest = limit / (2 * FAR)
+        far = histogram.beyond(rest)
+        if not few_values(far, histogram.count):
+            return None
+        largest = max(histogram.peaks, key=lambda peak: peak.largest, default=None)
+        cause = f"{far} of its values" + ("" if largest is None else f", in {largest}")
+    percentile = percentile_without(far / histogram.count)
+    return cause, (
+        f"it reaches to {limit:.3g}, where all others stay below {rest:.3g} and have few levels left; take "
+        f"what is wrong out of the data, or try --range percentile:{percentile:g}"
+    )
 
 
 def _check_tensors(model: ir.Model, names: Iterable[str], inputs: Sequence[InputSpec]) -> None:

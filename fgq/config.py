@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from fgq.errors import ConfigError
 from fgq.schema import (
     Kind,
+    UnfitError,
     check,
     choice,
     flag,
@@ -150,6 +152,10 @@ class ConversionConfig:
         ``int8`` and ``int4`` are static and need calibration data; ``int8-dynamic`` and
         ``int8-dynamic-token`` find the ranges of what MatMul and Gemm read at run time, of whole tensors or
         of each row along the last axis; ``none`` quantizes weights alone.
+    range : str
+        How static activations get their ranges: ``mse``, of least squared error, or ``percentile:P``, what
+        holds P percent of the calibration data's values, above 50 up to 100; inputs of the model are cut to
+        theirs before anything else is learned from them.
     form : Form
         ``packed`` (several codes a byte), ``int8`` (plain quantize/dequantize nodes) or ``inlined`` (packed,
         without a model-local function).
@@ -184,6 +190,7 @@ class ConversionConfig:
     target_latency: float | None = None
     max_drop: float | None = None
     activations: Activations = Activations.INT8
+    range: str = "mse"
     form: Form = Form.PACKED
     include: str | None = None
     exclude: str | None = None
@@ -195,11 +202,22 @@ class ConversionConfig:
         for name, kind in _KINDS.items():
             object.__setattr__(self, name, check(kind, getattr(self, name), name, ConfigError))
         self._check_omse()
+        self._check_range()
         for name in _TARGETS:
             if getattr(self, name) is not None and (self.weights is not None or self.recipe is Recipe.OMSE):
                 raise ConfigError(
                     f"{name}: found {getattr(self, name)!r} for {self.codes} weights, wanted one of the two"
                 )
+
+    def _check_range(self) -> None:
+        """Check that ranges follow from calibration data where a percentile is asked of them."""
+        percentile = self.percentile
+        static = self.activations in (Activations.INT8, Activations.INT4)
+        if percentile is not None and not static:
+            raise ConfigError(
+                f"range: found {self.range!r} with {self.activations} activations, wanted int8 or int4, "
+                "whose ranges come from calibration data"
+            )
 
     def _check_omse(self) -> None:
         """Check the options of the recipe ``omse-int4``."""
@@ -221,6 +239,11 @@ class ConversionConfig:
             share = getattr(self, name)
             if share is not None and kind.value != "int4":
                 raise ConfigError(f"{name}: found {share} with {name[5:]} of {kind}, wanted int4")
+
+    @property
+    def percentile(self) -> float | None:
+        """The share of values that ranges hold, in percent; None with those of least squared error."""
+        return None if self.range == "mse" else float(self.range.removeprefix(_PREFIX))
 
     @property
     def dual_weights_above(self) -> float | None:
@@ -291,12 +314,25 @@ class ConversionConfig:
         }.get(self.activations)
 
 
+_PREFIX = "percentile:"
+_PERCENTILE = re.compile(_PREFIX + r"[0-9]{1,3}(\.[0-9]{1,9})?")
+
 _TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
 
 
 _POSITIVE = optional(number(above=0, wanted="a positive number"))
 _SHARE = optional(number(least=0, wanted="a share of the squared sum, 0 or more"))
 _REGEX = optional(pattern)
+
+
+def _range(value: object) -> str:
+    """Return how ranges are chosen."""
+    if value == "mse":
+        return "mse"
+    if isinstance(value, str) and _PERCENTILE.fullmatch(value) and 50 < float(value[len(_PREFIX) :]) <= 100:
+        return value
+    raise UnfitError(shown(value), "mse, or percentile:P with P above 50 and up to 100")
+
 
 _KINDS: dict[str, Kind[Any]] = {
     "group_size": whole(1, LARGEST_GROUP),
@@ -312,6 +348,7 @@ _KINDS: dict[str, Kind[Any]] = {
     "target_latency": _POSITIVE,
     "max_drop": optional(number(least=0, wanted="a number of at least 0")),
     "activations": choice(Activations),
+    "range": _range,
     "form": choice(Form),
     "include": _REGEX,
     "exclude": _REGEX,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import DataError
+from fgq.magnitudes import Magnitudes, Peak
 from fgq.scheme import ActivationScheme, Quantizer
 
 BINS = 1 << 14
@@ -46,6 +47,9 @@ class StreamingHistogram:
     ----------
     name : str
         The tensor's name, for messages.
+    percentile : float, optional
+        What share of the values a quantizer's range is to hold, in percent, in place of the range of least
+        squared error (`choose_quantizer`).
 
     Attributes
     ----------
@@ -57,10 +61,15 @@ class StreamingHistogram:
         All values, and those that are exactly 0.
     minimum, maximum : float
         The exact extremes; infinity and minus infinity before the first value.
+    peaks : list of Peak
+        The largest magnitude of each sample, where the one who observes adds it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, percentile: float | None = None) -> None:
         self.name = name
+        self.percentile = percentile
+        self.peaks: list[Peak] = []
+        self._magnitudes = None if percentile is None else Magnitudes()
         self.counts: NDArray[np.int64] = np.zeros(BINS, np.int64)
         self.exponent = _LOWEST_EXPONENT
         self.count = 0
@@ -107,6 +116,22 @@ class StreamingHistogram:
         self.count += flat.size
         self.zeros += flat.size - int(np.count_nonzero(flat))
         self._bin(flat)
+        if self._magnitudes is not None:
+            self._magnitudes.update(flat)
+
+    def percentile_range(self) -> tuple[float, float]:
+        """Return the ends of the range that holds `percentile` percent of the values, and 0."""
+        if self._magnitudes is None or self.percentile is None:
+            raise ValueError(f"tensor {self.name!r}: found no percentile, wanted one from the beginning")
+        low, high = self._magnitudes.range(self.percentile)
+        return max(low, min(self.minimum, 0.0)), min(high, max(self.maximum, 0.0))
+
+    def beyond(self, limit: float) -> int:
+        """Return how many values have a magnitude above a limit, by whole bins."""
+        bins = int(limit / self.bin_width) + 1
+        if bins >= _HALF:
+            return 0
+        return int(self.counts[: _HALF - bins].sum() + self.counts[_HALF + bins :].sum())
 
     def merge(self, other: StreamingHistogram) -> None:
         """Add another histogram's values; `other` stays as it is.
@@ -122,6 +147,9 @@ class StreamingHistogram:
         self.maximum = max(self.maximum, other.maximum)
         self.count += other.count
         self.zeros += other.zeros
+        self.peaks.extend(other.peaks)
+        if self._magnitudes is not None and other._magnitudes is not None:
+            self._magnitudes.merge(other._magnitudes)
 
     def _widen(self, exponent: int) -> None:
         if exponent <= self.exponent:
@@ -185,6 +213,7 @@ def choose_quantizer(histogram: StreamingHistogram, scheme: ActivationScheme) ->
     integer Q where none is positive. For both signs it is the middle (128 or 8) unless a free one has an
     expected error more than 1 % smaller (SYMMETRIC_TOLERANCE). A tensor of one repeated value c gets a
     scale of ``|c| / 2**(bits - 1)``, of which c is an exact multiple; a tensor of zeros gets scale 1.
+    With a percentile the range is what holds so many percent of the values, and 0.
 
     Parameters
     ----------
@@ -209,6 +238,8 @@ def choose_quantizer(histogram: StreamingHistogram, scheme: ActivationScheme) ->
     if histogram.minimum == histogram.maximum:
         value = histogram.minimum
         return _quantizer(abs(value) / middle if value else 1.0, middle if value < 0 else 0, scheme)
+    if histogram.percentile is not None:
+        return _covering(*histogram.percentile_range(), scheme)
     density = _Density(histogram)
     if histogram.minimum >= 0 or histogram.maximum <= 0:
         zero_point = 0 if histogram.minimum >= 0 else highest
@@ -377,6 +408,15 @@ def _best_affine(density: _Density, highest: int) -> tuple[float, float, int]:
                 found[z] = density.best_scale(z, highest)
     zero_point = min(found, key=lambda z: (found[z], z))
     return *found[zero_point], zero_point
+
+
+def _covering(low: float, high: float, scheme: ActivationScheme) -> Quantizer:
+    """Return the quantizer whose integers reach from `low` to `high`, 0 among them."""
+    highest = (1 << scheme.bits) - 1
+    scale = (high - low) / highest
+    if not scale > 0:
+        return _quantizer(1.0, 0, scheme)
+    return _quantizer(scale, min(max(round(-low / scale), 0), highest), scheme)
 
 
 def _quantizer(scale: float, zero_point: int, scheme: ActivationScheme) -> Quantizer:

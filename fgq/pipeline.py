@@ -19,7 +19,7 @@ import onnx
 import onnx_ir as ir
 
 from fgq import onnx_file
-from fgq.calibrate import observe
+from fgq.calibrate import observe, range_warnings
 from fgq.check import CheckData, check_data
 from fgq.config import ConversionConfig, Recipe
 from fgq.container import sign
@@ -333,10 +333,13 @@ def _finish(
     if plan is not None:
         chosen = apply_plan(chosen, plan, config)
     choices = [entry for entry in chosen if isinstance(entry, Choice)]
+    if kept is not None and config.percentile is not None:
+        kept = _cut_inputs(model, find_sites(model, choices), kept, config.percentile)
     if config.smooths and kept is not None:
         choices = smooth(model, choices, kept, partial(report_progress, "smooth"))
     choices = second_weights(choices, config)
-    histograms = _observe(model, find_sites(model, choices), kept, partial(report_progress, "calibrate"))
+    observing = partial(report_progress, "calibrate")
+    histograms = _observe(model, find_sites(model, choices), kept, observing, config.percentile)
     choices = second_inputs(choices, histograms, config.dual_activations_above)
     by_node = {choice.layer.node: choice for choice in choices}
     chosen = [by_node.get(_node(entry), entry) for entry in chosen]
@@ -392,6 +395,10 @@ def _finish(
         self_check=checked,
         warnings=(
             *check.warnings,
+            *range_warnings(
+                histograms,
+                {str(site.tensor.name): by_bits[max(by_bits)] for site, by_bits in quantizers.items()},
+            ),
             *refined.warnings,
             *(f"{node.name}: left float, as {reason}" for node, reason in float_pools(model) if quantizers),
             *_warnings(described, checked),
@@ -465,12 +472,32 @@ def _observe(
     sites: Sequence[Site],
     feeds: Sequence[Feed] | None,
     progress: Callable[[int, int | None], None],
+    percentile: float | None,
 ) -> dict[str, StreamingHistogram]:
     """Count the values at each site, by the names of the tensors."""
     if not sites or feeds is None:
         return {}
     names = [str(site.tensor.name) for site in sites]
-    return observe(model, names, feeds, progress=lambda done, _: progress(done, None))
+    return observe(model, names, feeds, progress=lambda done, _: progress(done, None), percentile=percentile)
+
+
+def _cut_inputs(
+    model: ir.Model, sites: Sequence[Site], feeds: Sequence[Feed], percentile: float
+) -> list[Feed]:
+    """Cut what is quantized of the model's inputs to its range, as its quantizer will.
+
+    What lies beyond would otherwise still set the ranges of all that is computed from it.
+    """
+    inputs = {str(value.name) for value in model.graph.inputs}
+    names = [name for site in sites if (name := str(site.tensor.name)) in inputs]
+    ranges = {
+        name: histogram.percentile_range()
+        for name, histogram in observe(model, names, feeds, percentile=percentile).items()
+    }
+    return [
+        {name: array.clip(*ranges[name]) if name in ranges else array for name, array in feed.items()}
+        for feed in feeds
+    ]
 
 
 def _quantizers(

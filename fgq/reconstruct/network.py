@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from fgq.config import Recipe
 from fgq.converters.biases import Bias
 from fgq.converters.layers import Layer, find_layers
 from fgq.data import Feed
@@ -26,7 +27,7 @@ from fgq.reconstruct.module import Block, Place, Trained, vectors
 from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, relative_error, train
 from fgq.reconstruct.weights import TrainedVector, TrainedWeight
 from fgq.refine.moments import Single
-from fgq.refine.network import Refined, Task
+from fgq.refine.network import Refined, Task, refine_network
 from fgq.refine.observation import HELD_OUT_EVERY
 from fgq.refine.pieces import Piece, Prefix, Replacement, Shelf
 
@@ -41,7 +42,8 @@ def reconstruct_network(
 ) -> Refined:
     """Train the weights of layers, and change biases and normalizations of a model in place.
 
-    What training gives is taken where it lowers the error on held-out data.
+    What training gives is taken where it lowers the error on held-out data; outputs of layers that are then
+    farther from the float network's than by the recipe ``fgq`` are as that has them.
 
     Parameters
     ----------
@@ -97,7 +99,9 @@ def reconstruct_network(
                 "lower the error on held-out data; they stay as each was left"
             )
         done += ends * together
-    return found
+    # Blocks were judged by their ends; each of their layers is judged by its own.
+    held = refine_network(model, float_model, tasks, feeds, Recipe.RECONSTRUCT, progress, given=found.weights)
+    return held._replace(warnings=[*found.warnings, *held.warnings])
 
 
 class _State(NamedTuple):

@@ -81,10 +81,12 @@ def distance(
     replaced = {layer.node: Replacement(layer.weight_index, tensor.dequantize())}
     run = Piece(model, [layer.node], [name], replaced)
     found = Distance(*(np.zeros(len(shift)) for _ in Distance._fields))
-    for y, given, kept in zip(observed.wanted, quantized.batches, exact.batches, strict=True):
+    read = str(layer.activation.name)
+    batches = zip(observed.wanted, observed.inputs, quantized.batches, exact.batches, strict=True)
+    for y, x, given, kept in batches:
         if not y.size:
             continue
-        missing = y - run(given)[name]
+        missing = y - run(given | {read: x})[name]
         lost = lost_beside(observed.residual, kept, given, y.shape)
         found.power[:] += _powers(layer, y, None)
         own = _powers(layer, missing, shift)
@@ -100,11 +102,15 @@ def _powers(layer: Layer, values: Single, shift: Float | None) -> Float:
     inner = int(np.prod(values.shape[axis:][1:]))
     blocks = values.reshape(-1, channels, inner)
     total = np.zeros(channels)
+    less = None if shift is None else shift.astype(np.float32)[:, None]
     for block in _chunks(blocks):
-        difference = block.astype(np.float64)
-        if shift is not None:
-            difference -= shift[:, None]
-        total += np.einsum("bmr,bmr->m", difference, difference)
+        difference = block if less is None else block - less
+        # Sums of some thousand squares in float32, of these in float64; what overflows is far from either.
+        with np.errstate(over="ignore"):
+            if inner > 1:
+                total += np.einsum("bmr,bmr->bm", difference, difference).sum(0, dtype=np.float64)
+            else:
+                total += np.square(difference[..., 0]).sum(0, dtype=np.float64)
     return total
 
 

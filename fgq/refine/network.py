@@ -7,10 +7,10 @@ that was reached (`fgq.refine.pieces`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fgq.config import Recipe, Step
 from fgq.converters.biases import Bias, find_bias
-from fgq.converters.layers import Layer
+from fgq.converters.layers import Layer, find_layers
 from fgq.data import Feed
 from fgq.qtensor import QuantizedTensor
 from fgq.quantize import as_rows, assemble, largest_bias, quantize_bias
@@ -34,6 +34,9 @@ from fgq.refine.reductions import conv_groups
 from fgq.refine.rows import Grouping, Rows, nearest
 from fgq.report import LayerCheck
 from fgq.scheme import WeightScheme
+
+NOTED = 1.01
+"""Outputs that go back to what ``fgq`` has are warned of where a layer's error was this much larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,6 +87,7 @@ def refine_network(
     progress: Callable[[int, int], None],
     checkpoint: Checkpoint | None = None,
     without: Collection[Step] = (),
+    given: Mapping[ir.Node, QuantizedTensor] | None = None,
 ) -> Refined:
     """Quantize the weights of layers, and correct the biases of a model in place.
 
@@ -104,11 +108,17 @@ def refine_network(
         Where finished layers are kept, and found if they were finished before.
     without : collection of Step
         Steps to leave out.
+    given : mapping of onnx_ir.Node to QuantizedTensor, optional
+        Weights that the recipe has found already, and the model's biases with them: they are only held
+        against those of the recipe ``fgq``.
 
     Returns
     -------
     Refined
     """
+    originals = {
+        layer.name: find_bias(layer) for layer in find_layers(float_model) if isinstance(layer, Layer)
+    }
     float_nodes = {node.name: node for node in float_model.graph}
     replaced: dict[ir.Node, Replacement] = {}
     quantized, exact = Prefix(model, feeds, replaced), Prefix(float_model, feeds, {})
@@ -126,7 +136,9 @@ def refine_network(
                 float_node = float_nodes[layer.name]
                 observed = observe_layer(layer, float_model, float_node, quantized, exact, without)
                 measure = partial(distance, model, layer, quantized, exact, observed)
-                finished = _refine(task, observed, recipe, without, measure)
+                fitting = _Fitting(task, observed, without, originals[layer.name])
+                found_before = None if given is None else given[layer.node]
+                finished = _refine(fitting, recipe, measure, found_before)
                 if checkpoint is not None:
                     checkpoint.write(layer, finished)
             bias = find_bias(layer)
@@ -166,37 +178,36 @@ def _obstacle(observed: Observed) -> str | None:
 
 
 def _refine(
-    task: Task,
-    observed: Observed,
+    fitting: _Fitting,
     recipe: Recipe,
-    without: Collection[Step],
     measure: Callable[[QuantizedTensor, Float], Distance],
+    given: QuantizedTensor | None,
 ) -> Finished:
     """Return a layer's weight and corrected bias, no output of which is farther than by the recipe fgq."""
-    layer = task.layer
-    warnings = list(_complaints(layer, observed))
-    obstacle = _obstacle(observed)
+    name = fitting.layer.name
+    warnings = [] if given is not None else list(_complaints(fitting.layer, fitting.observed))
+    obstacle = _obstacle(fitting.observed)
     if obstacle is not None:
         if recipe is not Recipe.FGQ:
-            warnings.append(f"{layer.name}: its weights stay the nearest: {obstacle}")
-        without = {*without, Step.BIAS}
-        recipe = Recipe.FGQ
-    fitting = _Fitting(task, observed, without)
+            warnings.append(f"{name}: its weights stay the nearest: {obstacle}")
+        return Finished(fitting.tensor(fitting.nearest().rows), fitting.original, tuple(warnings), None)
     plain = fitting.fit(Recipe.FGQ)
     if recipe is Recipe.FGQ:
         return Finished(fitting.tensor(plain.rows), plain.bias, tuple(warnings), None)
-    chosen = fitting.fit(recipe)
+    chosen = fitting.fit(recipe) if given is None else fitting.as_it_is(given)
     found, other = (measure(fitting.tensor(fit.rows), fitting.shift(fit)) for fit in (chosen, plain))
     farther = found.is_farther(other, together=fitting.grouping.shared)
     kept = fitting.mixed(chosen, farther, plain)
-    if farther.any():
-        warnings.append(
-            f"{layer.name}: {np.count_nonzero(farther)} of its {len(farther)} outputs are as the recipe fgq "
-            "has them: on all calibration data that is nearer to the float network's"
-        )
     power = float(found.power.sum()) or 1.0
+    before, after = float(found.own.sum()), float(np.where(farther, other.own, found.own).sum())
+    if farther.any() and before > NOTED * after:
+        warnings.append(
+            f"{name}: {np.count_nonzero(farther)} of its {len(farther)} outputs are as the recipe fgq has "
+            f"them, since {recipe} was farther from the float network's on all calibration data: the "
+            f"layer's relative squared error is {after / power:.2g}, and was {before / power:.2g}"
+        )
     check = LayerCheck(
-        error=float(np.where(farther, other.own, found.own).sum()) / power,
+        error=after / power,
         nearest_error=float(other.own.sum()) / power,
         reverted=int(np.count_nonzero(farther)),
     )
@@ -218,10 +229,23 @@ class _Fitting:
     task : Task
     observed : Observed
     without : collection of Step
+    original : Bias or None
+        The bias that the float network has.
+
+    Attributes
+    ----------
+    layer : Layer
+    observed : Observed
+    original : ndarray of float32, or None
+        The values of that bias, where data may change them.
+    grouping : Grouping
     """
 
-    def __init__(self, task: Task, observed: Observed, without: Collection[Step]) -> None:
-        self._task, self._observed, self._without = task, observed, without
+    def __init__(
+        self, task: Task, observed: Observed, without: Collection[Step], original: Bias | None
+    ) -> None:
+        self._task, self._without = task, without
+        self.observed, self.layer = observed, task.layer
         layer = task.layer
         weight = as_rows(layer.weight_array, layer.group_axis, layer.channel_axis).astype(np.float64)
         M, E, L = weight.shape
@@ -237,19 +261,39 @@ class _Fitting:
         few = len(observed.parts.positions) < LEAST_PARTS
         if few and self._place is not None and self._place.node is not layer.node:
             self._place = None  # the Add behind a MatMul
+        self.original = None if self._place is None or original is None else original.values
+
+    def nearest(self) -> _Fit:
+        """Return the layer as it is without data."""
+        rows = Rows(*(np.concatenate(fields) for fields in zip(*self._nearest, strict=True)))
+        return _Fit(rows, self.original)
+
+    def as_it_is(self, tensor: QuantizedTensor) -> _Fit:
+        """Return the layer with a weight that was found before, and the bias that the model has now."""
+        (plane,) = tensor.planes
+        axes = (tensor.channel_axis, tensor.group_axis), (0, -1)
+        codes, alpha = (np.moveaxis(array, *axes) for array in (plane.codes, plane.alpha))
+        M = tensor.rows
+        rows = Rows(
+            codes.reshape(M, -1),
+            np.broadcast_to(alpha.reshape(len(alpha), -1), (M, alpha.size // len(alpha))),
+            np.broadcast_to(tensor.row_scale.astype(np.float64), M),
+        )
+        return _Fit(rows, None if self._place is None else self._place.values)
 
     def fit(self, recipe: Recipe) -> _Fit:
         """Return the layer as a recipe has it."""
         bias = None if Step.BIAS in self._without else self._place
         if recipe is Recipe.FGQ and self._task.layer.op_type != "Conv":
             bias = None  # its statistics are those of batch normalization
-        train, held_out = self._observed.train, self._observed.held_out
+        train, held_out = self.observed.train, self.observed.held_out
         if bias is not None:  # errors on held-out data are those with the bias that the others want
             train, held_out = train.centred(self._matrices), held_out.centred(self._matrices, at=train)
         if recipe is Recipe.FGQ:
             parts = self._matched(train) if bias is not None else self._nearest
         else:
-            parts = list(self._calibrated(recipe, train, held_out))
+            matched = self._matched(train) if self._task.layer.op_type == "Conv" and bias is not None else []
+            parts = list(self._calibrated(recipe, train, held_out, matched))
         rows = Rows(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
         return _Fit(rows, None if bias is None else self._corrected(bias, rows))
 
@@ -259,32 +303,36 @@ class _Fitting:
             for c, (rows, bound) in enumerate(zip(self._nearest, self._least, strict=True))
         ]
 
-    def _calibrated(self, recipe: Recipe, train: Moments, held_out: Moments) -> Iterator[Rows]:
+    def _calibrated(
+        self, recipe: Recipe, train: Moments, held_out: Moments, matched: Sequence[Rows]
+    ) -> Iterator[Rows]:
         propose = {Recipe.CALIBRATED: recipes.calibrated, Recipe.OMSE: recipes.rescaled}[recipe]
         scheme, without = self._task.scheme, self._without
         problems = solve(self._matrices, train, held_out, keep_weights=Step.TARGET in without)
         for c, (rows, problem, bound) in enumerate(zip(self._nearest, problems, self._least, strict=True)):
             proposals = propose(problem, self.grouping, scheme, bound, without)
-            yield recipes.best_of(rows, proposals, held_out.of(c), self.grouping)
+            every = chain(matched[c : c + 1], proposals)
+            yield recipes.best_of(rows, every, held_out.of(c), self.grouping)
 
     def _corrected(self, bias: Bias, rows: Rows) -> Single:
         """Return a bias that makes each output's mean what it should be, where held-out data agree."""
         weights = rows.weights(self.grouping).reshape(self._matrices.shape)
-        parts = self._observed.train, self._observed.held_out
+        parts = self.observed.train, self.observed.held_out
         train, held_out = (moments.mean_error(weights).reshape(-1) for moments in parts)
         share = parts[0].positions / (parts[0].positions + parts[1].positions)
         every = share * train + (1 - share) * held_out
         # The outputs of a Conv or Gemm hold its bias, those of a MatMul do not.
         own = bias.node is self._task.layer.node
-        before = bias.values if own else np.zeros_like(bias.values)
+        first = bias.values if self.original is None else self.original
+        before = first if own else np.zeros_like(first)
         better = np.abs(held_out - train) <= np.abs(held_out - before)
         change = every - before
         # Less what chance may have made of it (James & Stein 1961), as few samples' means are uncertain.
-        chance = self._observed.parts.mean_variance(weights).reshape(-1)
+        chance = self.observed.parts.mean_variance(weights).reshape(-1)
         certain = np.divide(
             change**2 - chance, change**2, out=np.zeros_like(change), where=change**2 > chance
         )
-        values = bias.values + np.where(better, certain * change, 0.0)
+        values = first + np.where(better, certain * change, 0.0)
         if own and self._task.input_scale is not None:
             bound = largest_bias(self._task.input_scale, rows.row_scale, self._task.layer.products)
             values = np.clip(values, -bound, bound)
@@ -296,7 +344,7 @@ class _Fitting:
         place, scale = self._place, self._task.input_scale
         if place is None:
             return np.zeros(len(fit.rows.row_scale))
-        values = (place.values if fit.bias is None else fit.bias).astype(np.float64)
+        values = self._values(fit).astype(np.float64)
         if place.node is self._task.layer.node and scale is not None:
             row_scale = fit.rows.row_scale.astype(np.float32)
             step = (np.float32(scale) * row_scale).astype(np.float64)
@@ -321,5 +369,10 @@ class _Fitting:
         rows = chosen.rows.where(farther, plain.rows)
         if self._place is None or (chosen.bias is None and plain.bias is None):
             return _Fit(rows, None)
-        first, second = (self._place.values if fit.bias is None else fit.bias for fit in (chosen, plain))
-        return _Fit(rows, np.where(farther, second, first))
+        return _Fit(rows, np.where(farther, self._values(plain), self._values(chosen)))
+
+    def _values(self, fit: _Fit) -> Single:
+        """Return the bias of a layer that has a place for one."""
+        found = self.original if fit.bias is None else fit.bias
+        assert found is not None
+        return found

@@ -85,6 +85,9 @@ class Observed(NamedTuple):
         The same, part by part.
     wanted : list of ndarray of float32
         What it gives in the float network, batch by batch.
+    inputs : list of ndarray of float32
+        What it reads in the quantized network, batch by batch. A network whose sizes follow from its values
+        may have other ones there; of such a batch it is what the layer reads in the float network.
     residual : tuple of str, or None
         The value that its result is added to, as the quantized and as the float network call it.
     """
@@ -93,6 +96,7 @@ class Observed(NamedTuple):
     held_out: Moments
     parts: Parts
     wanted: list[NDArray[Any]]
+    inputs: list[NDArray[Any]]
     residual: tuple[str, str] | None
 
     @property
@@ -131,8 +135,8 @@ def observe_layer(
     train, held_out = (Collector(C, weights.shape[0] // C, weights[0].size) for _ in range(2))
     rng = np.random.default_rng(0)
     limit = max(LEAST_POSITIONS, POSITIONS_PER_INPUT * weights[0].size) // len(exact.batches) + 1
-    read = str(layer.activation.name)
-    filled = [index for index, given in enumerate(quantized.batches) if given[read].size]
+    inputs = _inputs(layer, float_node, quantized, exact)
+    filled = [index for index, x in enumerate(inputs) if x.size]
     every = min(HELD_OUT_EVERY, len(filled))
     shelf, outputs = Shelf(), list[NDArray[Any]]()
     parts = list[tuple[int, Single, Single]]()
@@ -152,7 +156,7 @@ def observe_layer(
         picked = None
         if layer.op_type == "Conv" and count > limit:
             picked = np.sort(rng.choice(count, limit, replace=False))
-        x = input_rows(layer, given[read], picked)
+        x = input_rows(layer, inputs[index], picked)
         rows = output_rows(layer, y, picked)
         if len(filled) == 1:  # the second half judges: neighbours are too much alike
             half = -(-x.shape[1] // 2)
@@ -164,7 +168,18 @@ def observe_layer(
     sums = (
         Parts(*(np.array(fields, np.float64) for fields in zip(*parts, strict=True))) if parts else _NO_PARTS
     )
-    return Observed(train.moments(), held_out.moments(), sums, outputs, residual)
+    return Observed(train.moments(), held_out.moments(), sums, outputs, inputs, residual)
+
+
+def _inputs(layer: Layer, float_node: ir.Node, quantized: Prefix, exact: Prefix) -> list[NDArray[Any]]:
+    place = [value is layer.activation for value in layer.node.inputs].index(True)
+    other = float_node.inputs[place]
+    assert other is not None
+    found = []
+    for given, wanted in zip(quantized.batches, exact.batches, strict=True):
+        x, y = given[str(layer.activation.name)], wanted[str(other.name)]
+        found.append(x if x.shape == y.shape else y)
+    return found
 
 
 _NO_PARTS = Parts(np.zeros(0), np.zeros((0, 0, 0)), np.zeros((0, 0, 0)))
@@ -177,9 +192,12 @@ def lost_beside(
     shape: Sequence[int],
 ) -> Single | float:
     """Return what the value that a result is added to has lost, where it has the result's shape; else 0."""
-    if residual is None or wanted[residual[1]].shape != tuple(shape):
+    if residual is None:
         return 0.0
-    lost: Single = wanted[residual[1]] - given[residual[0]]
+    found, exact = given[residual[0]], wanted[residual[1]]
+    if not found.shape == exact.shape == tuple(shape):
+        return 0.0
+    lost: Single = exact - found
     return lost
 
 

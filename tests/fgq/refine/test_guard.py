@@ -195,6 +195,26 @@ def test_the_distance_is_that_of_the_outputs(make_model):
     np.testing.assert_allclose(found.power, (y**2).sum((0, 1)), rtol=1e-4)
 
 
+def test_batches_whose_sizes_the_quantized_network_changes_count_as_the_float_one_has_them(make_model):
+    """What stands behind a threshold has other rows, or none, where its input is quantized."""
+    text = """(float[N,16] x) => (float y) {
+        a = Gemm(x, w0, b0)
+        s = ReduceSum(a, axis)
+        p = Greater(s, zero)
+        f = Reshape(p, flat)
+        c = Compress<axis=0>(a, f)
+        d = Gemm(c, w1, b1)
+        y = Gemm(d, w2, b2)
+    }"""
+    extra = {"axis": np.array([1]), "flat": np.array([-1]), "zero": np.zeros(1, np.float32)}
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES[MLP].items()}
+    model = make_model(text, weights | extra)
+    feeds = [{"x": rng.standard_normal((5, 16)).astype(np.float32)} for _ in range(12)]
+    report = convert(model, calibration=feeds, activations="none", first_last_int8=False).report
+    assert len(check(report)) == 3
+
+
 def test_outputs_that_are_farther_by_themselves_or_in_the_sum():
     first = Distance(np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 3.0]), np.ones(3))
     second = Distance(np.array([2.0, 2.0, 2.0]), np.array([2.0, 2.0, 2.0]), np.ones(3))
