@@ -272,7 +272,7 @@ class _Fitting:
         """Return the layer with a weight that was found before, and the bias that the model has now."""
         (plane,) = tensor.planes
         axes = (tensor.channel_axis, tensor.group_axis), (0, -1)
-        codes, alpha = (np.moveaxis(array, *axes) for array in (plane.codes, plane.alpha))
+        codes, alpha = np.moveaxis(plane.codes, *axes), np.moveaxis(plane.alpha, *axes)
         M = tensor.rows
         rows = Rows(
             codes.reshape(M, -1),
