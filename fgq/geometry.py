@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 
 from fgq.errors import ModelError
@@ -110,11 +111,18 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
     Raises
     ------
     ModelError
-        If a quantizer has no scale, or not one for each channel, or other zero points than scales; if an
-        operand that is one number, or a shape, is another thing; if a window has sizes below 1; if a constant
-        would be computed that is far larger than the file; or if an attribute is outside of what its operator
-        allows.
+        If a quantizer has no scale, one that is not positive, or not one for each channel, or other zero
+        points than scales; if an attribute outside of functions refers to a function's; if an operand that is
+        one number, or a shape, is another thing; if a window has sizes below 1; if a constant would be
+        computed that is far larger than the file; or if an attribute is outside of what its operator allows.
     """
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.is_ref():  # onnxruntime would pass over that, and take the value beside it
+                raise ModelError(
+                    f"{name}: node {node.name or node.op_type!r}: attribute {attribute.name!r}: found one of "
+                    "a function's, wanted a value outside of functions"
+                )
     graphs = (model.graph, *(function.graph for function in model.functions.values()))
     for node in chain.from_iterable(graph.all_nodes() for graph in graphs):
         if any(attribute.is_ref() for attribute in node.attributes.values()):
@@ -253,6 +261,12 @@ def _foreign_quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
 
 def _quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
     scale, zero = sizes.of(1), sizes.of(2)
+    value = node.inputs[1]
+    tensor = None if value is None else constant_tensor(value)
+    if node.op_type == "QuantizeLinear" and tensor is not None:
+        steps = tensor.numpy().astype(np.float64)
+        if not (np.isfinite(steps) & (steps > 0)).all():
+            yield f"found the scale {steps.min(initial=np.inf)}, wanted positive numbers"
     if sizes.known(1) and sizes.known(2) and prod(scale) != prod(zero):
         yield f"found scales of shape {scale} and zero points of shape {zero}, wanted equal ones"
     axes, axis = sizes.axes(0), node.attributes.get_int("axis", 1)

@@ -99,3 +99,25 @@ def test_attributes_of_another_type_are_refused(make_model, kind):
     calls[0].attribute[0].type = kind
     with pytest.raises(FgqError, match="attribute"):
         Session(model.SerializeToString())
+
+
+def test_an_attribute_of_a_function_outside_of_functions_is_refused(make_model):
+    # onnxruntime takes the value, and a reader of references has none
+    model = make_model(
+        "(float[N,4] x) => (float y) { a = ReduceMean<axes=[1]>(x)\n y = MatMul(a, u) }", {"u": normal(1, 5)}
+    )
+    model.graph.node[0].attribute[0].ref_attr_name = "axis"
+    with pytest.raises(FgqError, match="attribute 'axes': found one of a function's"):
+        Session(model.SerializeToString(), allow_float=True)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.0, float("nan"), float("inf")])
+def test_a_step_that_is_not_positive_is_refused(make_model, scale):
+    # fused with what is before it, onnxruntime gives other integers than without
+    text = """(float[N,4] x) => (uint8 y) {
+        a = Relu(x)
+        y = QuantizeLinear(a, s, z)
+    }"""
+    model = make_model(text, {"s": np.float32(scale), "z": np.uint8(0)})
+    with pytest.raises(FgqError, match=r"found the scale .*, wanted positive numbers"):
+        Session(model.SerializeToString(), allow_float=True)
