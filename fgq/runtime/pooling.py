@@ -105,7 +105,9 @@ class PoolStep(Step):
             stride = window.strides[axis]
             room = size + before + after - reach
             count = room // stride + 1
-            if self._node.attributes.get_int("ceil_mode", 0) and room % stride:
+            if room < 0 and self._node.op_type == "MaxPool":
+                count = 1 - -room // stride  # onnxruntime divides towards zero
+            elif self._node.attributes.get_int("ceil_mode", 0) and room % stride:
                 # a window must begin inside the image or the padding before it
                 count += int(count * stride < size + before)
             sizes.append(count)

@@ -121,3 +121,16 @@ def test_a_step_that_is_not_positive_is_refused(make_model, scale):
     model = make_model(text, {"s": np.float32(scale), "z": np.uint8(0)})
     with pytest.raises(FgqError, match=r"found the scale .*, wanted positive numbers"):
         Session(model.SerializeToString(), allow_float=True)
+
+
+@pytest.mark.parametrize("form", ["strides=[1,3]", "strides=[1,3], pads=[0,1,0,0]"])
+def test_one_window_larger_than_the_image(make_model, agree, form):
+    # onnxruntime divides towards zero, and so has one window where ONNX's floor has none
+    text = f"""(float[N,5,2,2] x) => (float y) {{
+        a = Conv(x, u)
+        b = MaxPool<kernel_shape=[1,4], {form}>(a)
+        y = Conv(b, v)
+    }}"""
+    model = make_model(text, {"u": normal(6, 5, 1, 1), "v": normal(4, 6, 1, 1)})
+    session = agree(model, {"x": normal(2, 5, 2, 2)})
+    assert "max_pool" in [step.kernel for step in session.steps()]
