@@ -435,6 +435,19 @@ def _where(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
                 yield f"found the quantizer {quantizer.name!r} beside it, wanted one of a constant scale"
 
 
+def _mul(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    """Refuse factors of a product of integers that are more than its columns: onnxruntime reads beyond it."""
+    for index, value in enumerate(node.inputs[:2]):
+        cast = None if value is None else value.producer()
+        read = None if cast is None or cast.op_type != "Cast" else cast.inputs[0]
+        product = None if read is None else read.producer()
+        if product is None or (product.domain, product.op_type) != ("", "MatMulInteger"):
+            continue
+        own, factor = sizes.axes(index), sizes.axes(1 - index)
+        if own and factor and None not in (own[-1], factor[-1]) and factor[-1] not in (1, own[-1]):
+            yield f"found {factor[-1]} factors for the {own[-1]} columns of {product.name!r}, wanted as many"
+
+
 def _behind(value: ir.Value) -> Iterator[ir.Node]:
     """Yield the nodes that read a value, or what a Relu or Clip makes of it."""
     for reader in value.consumers():
@@ -458,5 +471,6 @@ _SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
     "Split": _parts,
     "SplitToSequence": _split,
     "Tile": _tile,
+    "Mul": _mul,
     "Where": _where,
 }

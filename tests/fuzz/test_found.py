@@ -134,3 +134,17 @@ def test_one_window_larger_than_the_image(make_model, agree, form):
     model = make_model(text, {"u": normal(6, 5, 1, 1), "v": normal(4, 6, 1, 1)})
     session = agree(model, {"x": normal(2, 5, 2, 2)})
     assert "max_pool" in [step.kernel for step in session.steps()]
+
+
+def test_factors_for_more_columns_than_a_product_has_are_refused(make_model):
+    # onnxruntime joins the four operators and reads a weight's scales beyond their end
+    text = """(float[N,3] x) => (float y) {
+        q, s, z = DynamicQuantizeLinear(x)
+        a = MatMulInteger(q, w, z)
+        b = Cast<to=1>(a)
+        f = Mul(s, k)
+        y = Mul(b, f)
+    }"""
+    weights = {"w": np.ones((3, 1), np.int8), "k": normal(7)}
+    with pytest.raises(FgqError, match="found 7 factors for the 1 columns"):
+        Session(make_model(text, weights).SerializeToString(), allow_float=True)
