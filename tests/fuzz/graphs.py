@@ -148,7 +148,10 @@ def run_converted(
                 for a, b in zip(first, second, strict=True)
             ):
                 return Outcome(index, "difference", "the second run", where)
-            if distance(first, wanted):
+            if distance(first, wanted) and disagrees(converted, sizes):
+                # onnxruntime joins operators where axes of one name stand, as if they were of one size
+                wanted = session(data, optimized=False).run(None, feeds)
+            elif distance(first, wanted):
                 wanted = theirs.nearer(feeds, first)
             verdict = compare(converted, feeds, first, wanted)
             if verdict.name == "step":
