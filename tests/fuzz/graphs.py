@@ -188,7 +188,7 @@ def disagrees(model: onnx.ModelProto, sizes: dict[str, tuple[int, ...]]) -> bool
     """Tell whether axes of one name have several sizes, for which onnxruntime's plan of memory may fail."""
     known: dict[str, int] = {}
     for value in model.graph.input:
-        for dim, size in zip(value.type.tensor_type.shape.dim, sizes[value.name], strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, sizes.get(value.name, ()), strict=False):
             if dim.dim_param and known.setdefault(dim.dim_param, size) != size:
                 return True
     return False

@@ -9,7 +9,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("name", "seed", "count"), [("graphs", 1005, 30), ("mutate_documents", 1, 250)])
+@pytest.mark.parametrize(
+    ("name", "seed", "count"),
+    [("graphs", 1005, 30), ("mutate_models", 21, 200), ("mutate_documents", 1, 250)],
+)
 def test_a_fuzzer_finds_nothing(name, seed, count):
     done = subprocess.run(
         [sys.executable, str(HERE / f"{name}.py"), "--seed", str(seed), "--count", str(count)],
