@@ -196,7 +196,8 @@ def _refine(
         return Finished(fitting.tensor(plain.rows), plain.bias, tuple(warnings), None)
     chosen = fitting.fit(recipe) if given is None else fitting.as_it_is(given)
     found, other = (measure(fitting.tensor(fit.rows), fitting.shift(fit)) for fit in (chosen, plain))
-    farther = found.is_farther(other, together=fitting.grouping.shared)
+    # Weights that were trained together lose what they gained row by row.
+    farther = found.is_farther(other, together=fitting.grouping.shared or given is not None)
     kept = fitting.mixed(chosen, farther, plain)
     power = float(found.power.sum()) or 1.0
     before, after = float(found.own.sum()), float(np.where(farther, other.own, found.own).sum())

@@ -8,6 +8,7 @@ from fgq import Codes, Session, convert
 from fgq.config import Step
 from fgq.converters.layers import find_layers
 from fgq.errors import DataError
+from fgq.functions import recognise
 from fgq.quantize import signal_to_noise_db
 from fgq.runtime.layers import read_layer_weight
 
@@ -60,7 +61,9 @@ def samples(name, count, seed=0):
 
 def int8_weights(model):
     """The weights of a converted model's layers."""
-    return [found[2].int8() for node in ir.from_proto(model).graph if (found := read_layer_weight(node))]
+    graph = ir.from_proto(model)
+    recognise(graph)
+    return [found[2].int8() for node in graph.graph if (found := read_layer_weight(node))]
 
 
 def quality(make_model, run, name, calibration, **options):
