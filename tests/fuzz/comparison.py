@@ -20,6 +20,9 @@ import fgq
 TOLERANCE = 3e-5
 """Of the largest result: what the order of sums in float32 may change."""
 
+LEAST = 1e-7
+"""Results below this are what is left of larger ones: differences of them are those of rounding."""
+
 FAR_TOLERANCE = 3e-3
 """The same behind many float operators: differences of near values, normalizations, divisions."""
 
@@ -96,7 +99,7 @@ def distance(ours: Sequence[Any], theirs: Sequence[Any], tolerance: float = TOLE
             finite = np.isfinite(other)
             largest = float(np.abs(other[finite]).max(initial=0.0))
             apart = np.abs(one.astype(np.float64) - other)
-            bad = ~same & ~(apart <= tolerance * largest + 1e-30)
+            bad = ~same & ~(apart <= tolerance * largest + LEAST)
         if bad.any():
             most = float(np.nanmax(np.where(bad, apart, 0))) if np.isfinite(apart[bad]).any() else np.inf
             return f"output {index} {one.shape}: {most / largest if largest else most:.3g} of the largest"
