@@ -21,7 +21,6 @@ from itertools import chain, compress
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fgq.container import is_unpack
 from fgq.errors import ModelError
 from fgq.runtime.quantizers import is_operator
 from fgq.runtime.step import Step
@@ -81,7 +80,7 @@ def plan(model: ir.Model, makers: Makers) -> list[Segment | Step]:
         return [_whole(model)] if units else []
     node_stage, step_stage = _stages(units, makers)
     stages = range(max([*node_stage.values(), *step_stage.values()]) + 1)
-    repeated = _repeated(units)
+    repeated = _repeated(units, model.functions)
     handed_on = {*model.graph.outputs, *chain(*(step.sources for step in steps))}
     members = [_members(model.graph, node_stage, stage, repeated, handed_on) for stage in stages]
     inputs = [_inputs(part, makers) for part in members]
@@ -175,14 +174,18 @@ def _stages(units: Iterable[ir.Node | Step], makers: Makers) -> tuple[dict[ir.No
     return node_stage, step_stage
 
 
-def _repeated(units: Iterable[ir.Node | Step]) -> set[ir.Node]:
+Functions = Mapping[ir.OperatorIdentifier, ir.Function]
+
+
+def _repeated(units: Iterable[ir.Node | Step], functions: Functions) -> set[ir.Node]:
     """Return the nodes that stand in every stage that reads them: dequantization, and work on constants."""
     dequantized, constant = set[ir.Node](), set[ir.Node]()
     for node in units:
         if isinstance(node, Step):
             continue
         reads = list(_reads(node))
-        if _folds(node) and all(_is_fixed(value) or value.producer() in constant for value in reads):
+        fixed = all(_is_fixed(value) or value.producer() in constant for value in reads)
+        if fixed and _folds(node, functions):
             constant.add(node)
         elif is_operator(node, "DequantizeLinear"):
             dequantized.add(node)
@@ -193,9 +196,16 @@ def _is_fixed(value: ir.Value) -> bool:
     return value.is_initializer() and not value.is_graph_input()
 
 
-def _folds(node: ir.Node) -> bool:
+def _folds(node: ir.Node, functions: Functions) -> bool:
     """Tell whether a node computes the same from the same constants in every stage."""
-    return (node.domain == "" and node.op_type not in _RANDOM) or is_unpack(node)
+    function = functions.get(node.op_identifier())
+    if function is not None:
+        return all(_folds(inner, functions) for inner in function)
+    branches = any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+        for attribute in node.attributes.values()
+    )
+    return node.domain == "" and node.op_type not in _RANDOM and not branches
 
 
 def _members(
