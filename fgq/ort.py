@@ -3,8 +3,8 @@
 Exact
     Processors with AVX2 or AVX-512 but no VNNI add pairs of 8-bit products in saturating int16. With
     ``session.x64quantprecision`` onnxruntime multiplies unsigned weights there, which do not saturate; on
-    other processors the option changes nothing. It needs weights and weight zero points that no two layers
-    share, and a model without them is opened as onnxruntime opens it.
+    other processors the option changes nothing. It wants weights whose zero points are written and are shared
+    by no two layers; a model of others is opened as onnxruntime opens it.
 Float where the file says float
     ``session.qdq_matmulnbits_accuracy_level`` of 1 keeps the activations of a MatMul with dequantized weights
     in float, where onnxruntime would quantize them to 8 bits.
@@ -16,8 +16,13 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
+from itertools import chain
 
+import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
 
 # Held from the start: programs put fgq's adapter in place of this class.
 from onnxruntime import InferenceSession
@@ -29,14 +34,15 @@ onnxruntime.disable_telemetry_events()
 
 _PROVIDERS = ["CPUExecutionProvider"]
 
-_EXACT = {"session.x64quantprecision": "1", "session.qdq_matmulnbits_accuracy_level": "1"}
+_EXACT_SUMS = "session.x64quantprecision"
+_FLOAT_ACTIVATIONS = "session.qdq_matmulnbits_accuracy_level"
 
 _SHARED = "Attempt to replace the existing tensor"
 """What onnxruntime says where two layers share a weight, or its zero point, that is to be made unsigned."""
 
 
 def session_options(
-    *, threads: int | None = None, stock: bool = False, optimized: bool = True
+    *, threads: int | None = None, stock: bool = False, exact_sums: bool = True, optimized: bool = True
 ) -> onnxruntime.SessionOptions:
     """Return the options of a session.
 
@@ -47,6 +53,8 @@ def session_options(
         given.
     stock : bool
         Whether to leave the arithmetic as it is by default, saturation included.
+    exact_sums : bool
+        Whether sums may not saturate, if not.
     optimized : bool
         Whether onnxruntime may change the graph before it runs it.
     """
@@ -58,8 +66,9 @@ def session_options(
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if not stock:
-        for key, value in _EXACT.items():
-            options.add_session_config_entry(key, value)
+        options.add_session_config_entry(_FLOAT_ACTIVATIONS, "1")
+        if exact_sums:
+            options.add_session_config_entry(_EXACT_SUMS, "1")
     return options
 
 
@@ -88,12 +97,57 @@ def open_session(
         If onnxruntime refuses the model.
     """
     source = model if isinstance(model, bytes) else os.fspath(model)
-    try:
-        options = session_options(threads=threads, stock=stock, optimized=optimized)
+
+    def load(exact_sums: bool) -> InferenceSession:
+        options = session_options(threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized)
         # its own way back from an error prints, and tries the same again
         return InferenceSession(source, options, providers=_PROVIDERS, enable_fallback=0)
+
+    try:
+        if stock or not saturates() or _lacks_zero_points(source):
+            return load(exact_sums=False)
+        try:
+            return load(exact_sums=True)
+        except Exception as error:
+            if _SHARED not in str(error):
+                raise
+            return load(exact_sums=False)
     except Exception as error:  # onnxruntime's exceptions share no other base
-        if not stock and _SHARED in str(error):
-            return open_session(model, name, threads=threads, stock=True, optimized=optimized)
         reason = re.sub("Load model from .* failed: ?", "", first_line(error))  # at times a temporary file
         raise ModelError(f"{name}: onnxruntime refuses it ({reason})") from None
+
+
+@cache
+def saturates() -> bool:
+    """Tell whether onnxruntime adds 8-bit products in saturating int16 on this processor."""
+    weight = numpy_helper.from_array(np.full((2, 1), 127, np.int8), "w")
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 2])
+    y = helper.make_tensor_value_info("y", TensorProto.INT32, [1, 1])
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    options = session_options(threads=1, stock=True)
+    session = InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+    (found,) = session.run(None, {"x": np.full((1, 2), 255, np.uint8)})
+    return int(found.item()) != 2 * 255 * 127
+
+
+def _lacks_zero_points(source: str | bytes) -> bool:
+    """Tell whether a model dequantizes int8 without a zero point, which the option gets wrong."""
+    if isinstance(source, bytes):
+        model = onnx.ModelProto.FromString(source)
+    else:
+        model = onnx.load(source, load_external_data=False)
+    return any(map(_dequantizes_without, (model.graph, *model.functions)))
+
+
+def _dequantizes_without(graph: onnx.GraphProto | onnx.FunctionProto) -> bool:
+    constants = graph.initializer if isinstance(graph, onnx.GraphProto) else ()
+    types = {tensor.name: tensor.data_type for tensor in constants}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and not (len(node.input) > 2 and node.input[2]):
+            if types.get(node.input[0], TensorProto.INT8) == TensorProto.INT8:
+                return True
+        subgraphs = chain.from_iterable((attribute.g, *attribute.graphs) for attribute in node.attribute)
+        if any(map(_dequantizes_without, subgraphs)):
+            return True
+    return False

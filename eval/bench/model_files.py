@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from fgq import onnx_file
+from fgq import onnx_file, ort
 from fgq.config import ConversionConfig, ExportForm, Recipe
 from fgq.container import FORM_KEY
 from fgq.data import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
@@ -274,13 +274,20 @@ def _quantize_static(subject: Subject, path: Path) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,  # on x86 much faster than int8
         weight_type=QuantType.QInt8,
+        reduce_range=ort.saturates(),  # what onnxruntime's guide asks for on such processors
     )
 
 
 def _quantize_dynamic(subject: Subject, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(str(subject.path), str(path), per_channel=True, weight_type=QuantType.QInt8)
+    quantize_dynamic(
+        str(subject.path),
+        str(path),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        reduce_range=ort.saturates(),
+    )
 
 
 def fix_shapes(source: Path, feed: Feed, destination: Path) -> None:

@@ -71,3 +71,16 @@ def test_nothing_is_printed():
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == ""
     assert run.stderr.splitlines()[-1].startswith("fgq.errors.ModelError: model: onnxruntime refuses it")
+
+
+def test_weights_without_zero_points_are_as_they_are():
+    """With the option for exact sums onnxruntime takes them for others."""
+    model = product(shared=False)
+    for node in model.graph.node:
+        if node.input[0] == "w":
+            del node.input[2:]
+    model.graph.output.append(helper.make_tensor_value_info("wd", TensorProto.FLOAT, None))
+    (found,) = open_session(model.SerializeToString(), "model").run(
+        ["wd"], {"x": np.ones((1, 8), np.float32)}
+    )
+    np.testing.assert_array_equal(found, np.full((8, 4), 127, np.float32))

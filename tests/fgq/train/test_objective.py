@@ -3,7 +3,6 @@ import json
 import networks
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from test_trainer import losses, student
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 import fgq
 from fgq.cli import app
 from fgq.errors import ConfigError, DataError, ModelError
+from fgq.ort import open_session
 from fgq.plan.document import plan_of
 from fgq.scheme import Codes, WeightScheme
 from fgq.train import export, load_converted, prepare, quantized_layers
@@ -91,7 +91,7 @@ def test_an_encoder_is_distilled_without_labels_and_the_file_takes_every_length(
     for count, length in ((1, 3), (3, 7)):
         ids = np.random.default_rng(0).integers(1, 30, (count, length))
         feed = {"ids": ids, "mask": np.ones_like(ids)}
-        theirs = onnxruntime.InferenceSession(path).run(None, feed)[0]
+        theirs = open_session(path, "model").run(None, feed)[0]
         assert theirs.shape == (count, 16)
         # float operators behind equal integers
         np.testing.assert_allclose(fgq.Session(path).run(None, feed)[0], theirs, rtol=1e-5, atol=1e-6)

@@ -2,13 +2,13 @@ import copy
 
 import networks
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import fgq
 from fgq.errors import ConfigError, DataError, ModelError
+from fgq.ort import open_session
 from fgq.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train import calibrate, export, load_converted, prepare, quantized_layers
 from fgq.train.quantizer import ActivationQuantizer, Ranges
@@ -37,7 +37,7 @@ def test_the_module_the_file_in_onnxruntime_and_in_fgq_give_the_same_bits(tmp_pa
     with torch.no_grad():
         mine = module(x).numpy()
     feed = {"input": x.numpy()}
-    theirs = onnxruntime.InferenceSession(path).run(None, feed)[0]
+    theirs = open_session(path, "model").run(None, feed)[0]
     np.testing.assert_array_equal(fgq.Session(path).run(None, feed)[0], theirs)
     np.testing.assert_array_equal(mine, theirs)
 
@@ -51,7 +51,7 @@ def test_every_integer_between_the_layers_is_that_of_onnxruntime(tmp_path):
     model = onnx.load(path)
     names = [node.output[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    theirs = onnxruntime.InferenceSession(model.SerializeToString()).run(names, {"input": x.numpy()})
+    theirs = open_session(model.SerializeToString(), "model").run(names, {"input": x.numpy()})
     seen = []
 
     def note(quantizer, inputs, output):

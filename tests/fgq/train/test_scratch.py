@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import networks
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from fgq.errors import ModelError
+from fgq.ort import open_session
 from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train import export, quantized_layers
 from fgq.train.fit import dequantized
@@ -175,7 +175,7 @@ def test_the_file_computes_what_was_trained(tmp_path, name):
     assert (unfolded - whole).abs().max() < 0.1 * whole.std()
     path = tmp_path / "model.onnx"
     assert export(folded, path, (images[:2],)) == []
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = open_session(path, "model")
     (found,) = session.run(None, {"input": images.numpy()})
     np.testing.assert_array_equal(found, whole.numpy())
 
