@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from itertools import chain
 
@@ -39,6 +40,10 @@ _FLOAT_ACTIVATIONS = "session.qdq_matmulnbits_accuracy_level"
 
 _SHARED = "Attempt to replace the existing tensor"
 """What onnxruntime says where two layers share a weight, or its zero point, that is to be made unsigned."""
+
+
+_MERGING = ("CommonSubexpressionElimination", "ConstantSharing")
+"""What makes one weight of equal ones."""
 
 
 def session_options(
@@ -98,20 +103,27 @@ def open_session(
     """
     source = model if isinstance(model, bytes) else os.fspath(model)
 
-    def load(exact_sums: bool) -> InferenceSession:
+    def load(exact_sums: bool, without: Sequence[str] = ()) -> InferenceSession:
         options = session_options(threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized)
         # its own way back from an error prints, and tries the same again
-        return InferenceSession(source, options, providers=_PROVIDERS, enable_fallback=0)
+        return InferenceSession(
+            source,
+            options,
+            providers=_PROVIDERS,
+            enable_fallback=0,
+            disabled_optimizers=list(without) or None,
+        )
 
     try:
         if stock or not saturates() or _lacks_zero_points(source):
             return load(exact_sums=False)
-        try:
-            return load(exact_sums=True)
-        except Exception as error:
-            if _SHARED not in str(error):
-                raise
-            return load(exact_sums=False)
+        for without in ((), _MERGING):
+            try:
+                return load(exact_sums=True, without=without)
+            except Exception as error:
+                if _SHARED not in str(error):
+                    raise
+        return load(exact_sums=False)
     except Exception as error:  # onnxruntime's exceptions share no other base
         reason = re.sub("Load model from .* failed: ?", "", first_line(error))  # at times a temporary file
         raise ModelError(f"{name}: onnxruntime refuses it ({reason})") from None

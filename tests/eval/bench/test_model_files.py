@@ -6,17 +6,19 @@ from fgq.errors import ConfigError, DataError
 from fgq.eval.bench import model_files
 from fgq.eval.bench.model_files import DYNAMIC, FLOAT, INT8, fix_shapes, make_forms, open_subject
 
-CONVOLUTIONS = "(float[N,8,6,6] x) => (float y) {a = Conv(x, v) b = Relu(a) c = Conv(b, w) y = Conv(c, w)}"
-PRODUCTS = "(float[N,L,16] x) => (float y) {a = MatMul(x, v) b = Relu(a) c = MatMul(b, w) y = MatMul(c, w)}"
+CONVOLUTIONS = "(float[N,8,6,6] x) => (float y) {a = Conv(x, v) b = Relu(a) c = Conv(b, w) y = Conv(c, u)}"
+PRODUCTS = "(float[N,L,16] x) => (float y) {a = MatMul(x, v) b = Relu(a) c = MatMul(b, w) y = MatMul(c, u)}"
 RNG = np.random.default_rng(0)
 WEIGHTS = {
     CONVOLUTIONS: {
         "v": RNG.standard_normal((8, 8, 1, 1), np.float32),
         "w": RNG.standard_normal((8, 8, 1, 1), np.float32),
+        "u": RNG.standard_normal((8, 8, 1, 1), np.float32),
     },
     PRODUCTS: {
         "v": RNG.standard_normal((16, 16), np.float32),
         "w": RNG.standard_normal((16, 16), np.float32),
+        "u": RNG.standard_normal((16, 16), np.float32),
     },
 }
 SHAPES = {CONVOLUTIONS: (5, 8, 6, 6), PRODUCTS: (5, 3, 16)}
