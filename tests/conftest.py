@@ -22,9 +22,15 @@ from fgq import Session, cli
 from fgq.kernels.dispatch import Wish
 from fgq.ort import open_session, session_options
 
-# A shell's background jobs ignore interrupts, and so would the processes that tests interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Background jobs of a shell ignore interrupts, nohup lets hangups be ignored, and processes that tests
+# start to end them by a signal would inherit that.
+for name, handler in (
+    ("SIGINT", signal.default_int_handler),
+    ("SIGTERM", signal.SIG_DFL),
+    ("SIGHUP", signal.SIG_DFL),
+):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), handler)
 
 Arrays = dict[str, np.ndarray]
 MakeModel = Callable[..., onnx.ModelProto]

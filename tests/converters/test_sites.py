@@ -9,6 +9,7 @@ from fgq.config import Activations
 ON_INTEGERS = {
     *("QLinearConv", "QLinearAdd", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool"),
     *("QLinearMatMul", "QGemm", "MaxPool", "NhwcMaxPool", "Clip", "Transpose", "Reshape", "Flatten"),
+    *("ReorderInput", "ReorderOutput"),  # the blocked layout of some processors
 }
 """Operators of an optimized model that read and write integers; QGemm alone may write floats."""
 

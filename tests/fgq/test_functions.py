@@ -269,7 +269,7 @@ BROKEN = {
     "axis is text": (
         UNPACK,
         lambda node: node.attribute[0].CopyFrom(helper.make_attribute("axis", "0")),
-        "found no whole number for axis",
+        "Attribute 'axis' is not of type INTS. Actual type: STRING",
     ),
     "axis is a list": (
         UNPACK,

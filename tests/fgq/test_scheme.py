@@ -6,7 +6,7 @@ from fgq.errors import ConfigError
 from fgq.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationScheme, Codes, Quantizer, WeightScheme
 
 
-@pytest.mark.parametrize("group_size", [0, -4])
+@pytest.mark.parametrize("group_size", [0, -4, 2**31, 10**30])
 def test_a_group_holds_at_least_one_weight(group_size):
     with pytest.raises(ConfigError, match=rf"group size: found {group_size}, wanted .* 1 to 2147483647"):
         WeightScheme(group_size=group_size)

@@ -581,8 +581,13 @@ class TestRun:
         refused("run", "converted.onnx", *files, found=found)
 
     def test_no_arrays(self, refused):
-        for source in ("none.npz", ".", "older"):
-            found = f"{source}: found no readable .npz file"
+        nothing = "found no file but a folder, device or pipe, or nothing"
+        for source, reason in (
+            ("none.npz", nothing),
+            (".", nothing),
+            ("older", "found no readable .npz file"),
+        ):
+            found = f"{source}: {reason}"
             refused("run", "float.onnx", "--input", source, "--output", "y.npz", found=found)
 
     def test_options(self, refused):

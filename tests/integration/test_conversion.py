@@ -145,7 +145,7 @@ def test_scheme_in_place_of_options(model):
         ({"calibration": {"z": FEEDS["x"]}}, DataError, "z"),
         ({"calibration": {"x": FEEDS["x"] * np.nan}}, DataError, "NaN"),
         ({"calibration": []}, DataError, "found no feeds"),
-        ({"group_size": 0}, ConfigError, "group size: found 0"),
+        ({"group_size": 0}, ConfigError, "group_size: found 0"),
         ({"group_size": 3, "group_size_fallback": "error"}, ConfigError, "multiple of the group size 3"),
         ({"form": "other"}, ConfigError, "form: found 'other'"),
         ({"include": "("}, ConfigError, "include"),

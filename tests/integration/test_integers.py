@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fgq import Session, convert
 from fgq.kernels.dispatch import Wish
+from fgq.ort import saturates
 from fgq.runtime.products import ProductStep
 
 GROUP_SIZES = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 100])
@@ -138,11 +139,13 @@ def convolutions(draw):
     taps = draw(st.sampled_from([(1, 1), (3, 3), (7, 7), (1, 3), (2, 5)]))
     auto_pad = draw(st.sampled_from(["NOTSET", "NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]))
     dilations = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     if auto_pad.startswith("SAME"):
         dilations = 1, 1  # onnxruntime runs no others with it
+        strides = tuple(map(min, strides, taps))  # longer ones, which crop the image, stay float
     attributes = {
         "group": groups,
-        "strides": draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        "strides": strides,
         "dilations": dilations,
     }
     least = [(size - 1) * step + 1 for size, step in zip(taps, dilations, strict=True)]
@@ -375,7 +378,9 @@ def test_products_in_a_row(make_model, run, first, activations):
     weights = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     feeds = {"x": rng.standard_normal((2, 8, 8), np.float32)}
     model = make_model(PRODUCTS.format(x="float[2,8,8] x", first=first), weights)
-    result = convert(model, calibration=[feeds] * 2, group_size=4, activations=activations)
+    # No option makes onnxruntime's sums exact where a constant stands on the left; small weights do.
+    options = {"group_size": 4, "activations": activations, "x86_without_vnni": saturates()}
+    result = convert(model, calibration=[feeds] * 2, **options)
     assert all(layer.is_converted for layer in result.report.layers)
     (theirs,) = run(result.model, feeds)
     for wish in Wish:

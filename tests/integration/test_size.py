@@ -1,5 +1,6 @@
 """What a ternary weight takes in the file, and that one model always gives one file."""
 
+import os
 import subprocess
 import sys
 from math import ceil, prod
@@ -96,7 +97,7 @@ def test_no_float_weights_are_left(resnet50, activations):
 
 @pytest.mark.parametrize("activations", ["int8", "none"])
 def test_same_bytes_twice(resnet50, tmp_path, activations):
-    """In this process, and in those that order their sets differently."""
+    """In this process, and in those that order their sets differently; of as many threads."""
     float_model, images, _ = resnet50
     options = {"activations": activations, "group_size": 16}
     first = convert(float_model, calibration=images, **options).model.SerializeToString()
@@ -107,12 +108,13 @@ def test_same_bytes_twice(resnet50, tmp_path, activations):
         source, data, destination = sys.argv[1:]
         fgq.convert_file(source, destination, fgq.ConversionConfig(**{options}), dict(numpy.load(data)))
     """
+    threads = {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
     for seed in "12":
         paths = [tmp_path / name for name in ("float.onnx", "images.npz", f"{seed}.onnx")]
         subprocess.run(
             [sys.executable, "-c", script, *map(str, paths)],
             check=True,
             cwd=tmp_path,
-            env={"PYTHONHASHSEED": seed, "PATH": ""},
+            env={"PYTHONHASHSEED": seed, "PATH": "", **threads},
         )
         assert (tmp_path / f"{seed}.onnx").read_bytes() == first

@@ -14,6 +14,7 @@ from fgq import Session, convert
 from fgq.eval.light_models import light_model
 from fgq.eval.topologies import SMALL, TOPOLOGIES
 from fgq.kernels.dispatch import Wish
+from fgq.ort import saturates
 from fgq.runtime.products import ProductStep
 
 EXTREMES = [(64, "int8"), (4, "int4")]
@@ -158,7 +159,7 @@ QUANTIZED_IN_FULL = {"resnet50": 54, "mobilenetv2": 53, "convnext": 59, "bert": 
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_topology(exported, run, name, group_size, activations):
     calibration, feeds = inputs(name)
-    options = {"group_size": group_size, "activations": activations}
+    options = {"group_size": group_size, "activations": activations, "x86_without_vnni": saturates()}
     model = convert(exported(name), calibration=calibration, **options).model
     check(model, QUANTIZED[name], feeds, run, list(Wish))
 
@@ -168,7 +169,7 @@ def test_topology(exported, run, name, group_size, activations):
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_topology_in_full_size(exported, run, name, group_size, activations):
     calibration, feeds = inputs(name, small=False)
-    options = {"group_size": group_size, "activations": activations}
+    options = {"group_size": group_size, "activations": activations, "x86_without_vnni": saturates()}
     model = convert(exported(name, small=False), calibration=calibration, **options).model
     check(model, QUANTIZED_IN_FULL[name], feeds, run, [Wish.AUTO])
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import ConversionConfig, convert_file, onnx_file
+from fgq import ConversionConfig, container, convert_file
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import ModelError
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
 def paired(files):
     model = read_float_model(files.float_model)
     prepare(model)
-    return pair_layers(model, onnx_file.load(files.converted))
+    return pair_layers(model, container.load(files.converted))
 
 
 def test_every_layer_in_order(files):

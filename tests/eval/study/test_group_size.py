@@ -215,7 +215,7 @@ def test_retrieval(make_model, tmp_path, monkeypatch):
     [
         ({"sizes": ()}, "sizes: found none"),
         ({"recipes": ()}, "recipes: found none"),
-        ({"sizes": (4, 0)}, "group size: found 0"),
+        ({"sizes": (4, 0)}, "group_size: found 0"),
         ({"threads": 0}, "threads: found 0"),
     ],
     ids=["sizes", "recipes", "size", "threads"],
