@@ -180,7 +180,7 @@ def _conv(node: ir.Node, in_subgraph: bool) -> Layer | str:
     if weight.ndim != 4:
         return f"a convolution of {weight.ndim - 2} spatial axes; 2 are converted"
     if may_crop(node, weight.shape[2:]):
-        return "its auto_pad and strides longer than its windows are onnxruntime's own"
+        return "its strides are longer than its windows, where onnxruntime reads auto_pad in a way of its own"
     return Layer(node, 1, group_axis=1, channel_axis=0, in_subgraph=in_subgraph)
 
 

@@ -10,11 +10,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+PATIENCE = 1.0
+"""Seconds that other processes have to end by themselves."""
 
 _actions: list[Callable[[], None]] = []
 _process = 0
@@ -87,8 +91,17 @@ def say(line: str) -> None:
 
 
 def _end_children() -> None:
-    """End processes that were started to share the work."""
+    """End processes that were started to share the work, by force those that ignore a request.
+
+    A forked child that has not begun its work inherits handlers which may hold a signal back for ever.
+    """
     if (multiprocessing := sys.modules.get("multiprocessing")) is not None:
         with suppress(Exception):
-            for child in multiprocessing.active_children():
+            children = multiprocessing.active_children()
+            for child in children:
                 child.terminate()
+            end = time.monotonic() + PATIENCE
+            for child in children:
+                child.join(max(0.0, end - time.monotonic()))
+                if child.is_alive():
+                    child.kill()

@@ -85,6 +85,22 @@ def test_processes_that_share_the_work_end_too():
     assert done.returncode == 143  # reached within the time limit: the child holds the pipes open
 
 
+def test_processes_that_ignore_a_request_are_killed():
+    done = run("""
+        import multiprocessing, os, signal, time
+        from fgq import stopping
+        stopping.stop_on_signals()
+        def work():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(120)
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+    """)
+    assert (done.returncode, done.stderr) == (143, "fgq: error: stopped by SIGTERM\n")
+
+
 def test_ignored_signals_stay_ignored():
     done = run("""
         import os, signal
