@@ -24,7 +24,8 @@ from fgq.qtensor import QuantizedTensor
 from fgq.quantize import largest_bias
 from fgq.reconstruct.blocks import Stretch, find_blocks, find_spans
 from fgq.reconstruct.module import Block, Place, Trained, vectors
-from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, relative_error, train
+from fgq.reconstruct.outcome import Inputs, output_errors
+from fgq.reconstruct.training import CODES, JOINT, SCALES, Example, Stage, block_errors, is_worse, train
 from fgq.reconstruct.weights import TrainedVector, TrainedWeight
 from fgq.refine.moments import Single
 from fgq.refine.network import Refined, Task, refine_network
@@ -42,7 +43,7 @@ def reconstruct_network(
 ) -> Refined:
     """Train the weights of layers, and change biases and normalizations of a model in place.
 
-    What training gives is taken where it lowers the error on held-out data; outputs of layers that are then
+    What training gives is taken where held-out data do not find it worse; outputs of layers that are then
     farther from the float network's than by the recipe ``fgq`` are as that has them.
 
     Parameters
@@ -73,6 +74,7 @@ def reconstruct_network(
             "reconstruction: found one batch of data, wanted two at least; nothing was trained"
         )
         return found
+    calibrated = Inputs(model.graph)
     trainer = _Trainer(model, float_model, tasks, found.weights)
     separate, together = SCALES.steps + CODES.steps, JOINT.steps
     spans = find_spans(float_model.graph, blocks)
@@ -86,8 +88,8 @@ def reconstruct_network(
     for block in blocks:
         if not trainer.train(block, (SCALES, CODES), quantized, exact, advance):
             found.warnings.append(
-                f"{block.layers[0].name}: reconstruction of its block did not lower the error on held-out "
-                "data; it stays as calibrated"
+                f"{block.layers[0].name}: reconstruction of its block raised the error on held-out data; it "
+                "stays as calibrated"
             )
         done += separate
     for span in spans:
@@ -95,12 +97,24 @@ def reconstruct_network(
         quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
         if not trainer.train(span, (JOINT,), quantized, exact, partial(advance, blocks=ends)):
             found.warnings.append(
-                f"{span.layers[0].name}: training its block and the {ends - 1} that follow together did not "
-                "lower the error on held-out data; they stay as each was left"
+                f"{span.layers[0].name}: training its block and the {ends - 1} that follow together raised "
+                "the error on held-out data; they stay as each was left"
             )
         done += ends * together
     # Blocks were judged by their ends; each of their layers is judged by its own.
     held = refine_network(model, float_model, tasks, feeds, Recipe.RECONSTRUCT, progress, given=found.weights)
+    if any(check.reverted for check in held.checks.values()):
+        # Layers behind those that went back were trained on what these no longer give.
+        trained = Inputs(model.graph)
+        errors = output_errors(model, float_model, tasks, held.weights, feeds)
+        calibrated.restore()
+        if is_worse(errors, output_errors(model, float_model, tasks, refined.weights, feeds)):
+            found.warnings.append(
+                "reconstruction: the network's outputs were nearer to the float network's before it; all "
+                "layers stay as calibrated"
+            )
+            return refined._replace(warnings=found.warnings)
+        trained.restore()
     return held._replace(warnings=[*found.warnings, *held.warnings])
 
 
@@ -158,7 +172,7 @@ class _Trainer:
         exact: Prefix,
         progress: Callable[[int], None],
     ) -> bool:
-        """Train a stretch, and tell whether held-out data like one of the results better.
+        """Train a stretch, and tell whether one of the results is no worse on held-out data.
 
         Parameters
         ----------
@@ -213,7 +227,7 @@ def _train(
     stages: Sequence[Stage],
     progress: Callable[[int], None],
 ) -> _State | None:
-    """Train a stretch in stages; None where held-out data like no stage's result better."""
+    """Train a stretch in stages; None where held-out data find the result of each worse."""
     trained = Trained(
         {
             (task.layer.node, task.layer.weight_index): TrainedWeight(tensor, task.layer.weight_array)
@@ -225,16 +239,16 @@ def _train(
     every = min(HELD_OUT_EVERY, len(examples))
     seen = [example for index, example in enumerate(examples) if index % every != every - 1]
     held_out = examples[every - 1 :: every]
-    best, least = None, relative_error(block, before.constants(tasks), held_out)
+    best, least = None, block_errors(block, before.constants(tasks), held_out)
     done = 0
     for stage in stages:
         if not train(block, trained, seen, stage, partial(_later, progress, done)):
             break
         done += stage.steps
         after = _harden(tasks, trained)
-        error = relative_error(block, after.constants(tasks), held_out)
-        if error < least:
-            best, least = after, error
+        errors = block_errors(block, after.constants(tasks), held_out)
+        if not is_worse(errors, least):
+            best, least = after, errors
     return best
 
 

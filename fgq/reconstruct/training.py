@@ -9,7 +9,7 @@ along half a cosine.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,8 +63,8 @@ class Example(NamedTuple):
     wanted: Sequence[NDArray[np.float32]]
 
 
-def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Sequence[Example]) -> float:
-    """Return ``sum (y' - y)^2 / sum y^2``, the mean over the outputs.
+def block_errors(block: Block, constants: Mapping[Place, Tensor], examples: Sequence[Example]) -> Float:
+    """Return ``sum (y' - y)^2`` of each sample and each output of a block.
 
     Parameters
     ----------
@@ -72,13 +72,53 @@ def relative_error(block: Block, constants: Mapping[Place, Tensor], examples: Se
     constants : mapping of (onnx_ir.Node, int) to Tensor
         What it reads for its weights and vectors.
     examples : sequence of Example
+
+    Returns
+    -------
+    ndarray of float64, shape (samples, outputs)
     """
-    noise, power = np.zeros(len(block.outputs)), np.zeros(len(block.outputs))
-    with torch.no_grad():
-        for example in examples:
-            noise += [float(error) for error in _squared(block, constants, example)]
-            power += _powers(example)
-    return float(np.mean(noise / np.where(power > 0, power, 1.0)))
+    parts = [np.zeros((0, len(block.outputs)))]
+    for example in examples:
+        with torch.no_grad():
+            found = [y.numpy() for y in block(example.values, constants)]
+        parts.append(squared_errors(list(zip(found, example.wanted, strict=True))))
+    return np.concatenate(parts)
+
+
+def squared_errors(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> Float:
+    """Return ``sum (y' - y)^2`` of each sample of a batch.
+
+    Parameters
+    ----------
+    pairs : sequence of (ndarray of float, ndarray of float)
+        y' and y of each output, with samples along their first axes. Where these differ from output to
+        output, the batch counts as one sample.
+
+    Returns
+    -------
+    ndarray of float64, shape (samples, outputs)
+    """
+    errors = [np.square(np.atleast_1d(y - exact), dtype=np.float64) for y, exact in pairs]
+    lengths = {len(each) for each in errors}
+    samples = lengths.pop() if len(lengths) == 1 else 1
+    return np.stack([each.reshape(samples, -1).sum(1) for each in errors], axis=1)
+
+
+def is_worse(found: Float, before: Float) -> bool:
+    """Tell whether errors of the same samples have risen by more than chance.
+
+    What counts is the relative rise of each output's error, the mean over the outputs: the least error is
+    often that of the last, which all others serve. The errors before are those that weights were chosen by,
+    and so a little too small; by chance alone the mean moves by one standard error.
+
+    Parameters
+    ----------
+    found, before : ndarray of float64, shape (samples, outputs)
+    """
+    total = before.sum(0)
+    rise = ((found - before) / np.where(total > 0, total, 1.0)).mean(1)
+    chance = float(np.std(rise, ddof=1) * np.sqrt(len(rise))) if len(rise) > 1 else 0.0
+    return not float(rise.sum()) <= chance
 
 
 def train(

@@ -46,7 +46,7 @@ def test_each_layer_is_held_against_the_nearest(model, monkeypatch, count, activ
 
 
 def test_what_a_block_gained_at_the_cost_of_a_layer_goes_back(model, monkeypatch):
-    """A trainer that ruins every weight leaves what the recipe ``fgq`` has, biases too."""
+    """A trainer that ruins every weight leaves the network as calibrated, biases too."""
 
     def ruin(trainer, stretch, *_):
         for layer in stretch.layers:
@@ -59,9 +59,35 @@ def test_what_a_block_gained_at_the_cost_of_a_layer_goes_back(model, monkeypatch
     x = np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     options = {"activations": "none", "first_last_int8": False, "group_size": 4, "calibration": {"x": x}}
     result = convert(model, recipe="reconstruct", **options)
+    monkeypatch.setattr("fgq.pipeline.CALIBRATION_BATCH", 8)  # the batches of reconstruction
+    calibrated = convert(model, recipe="calibrated", **options)
+    assert sum("all layers stay as calibrated" in text for text in result.report.warnings) == 1
+    assert [layer.reverted_outputs for layer in result.report.layers] == [
+        layer.reverted_outputs for layer in calibrated.report.layers
+    ]
+    for found, expected in zip(*(m.model.graph.initializer for m in (result, calibrated)), strict=True):
+        assert found.raw_data == expected.raw_data, found.name
+
+
+def test_a_layer_that_goes_back_may_leave_the_network_better(model, monkeypatch):
+    """A trainer that ruins the last weight alone loses no more than the recipe ``fgq`` has there."""
+
+    def ruin(trainer, stretch, *_):
+        task = trainer._tasks[stretch.layers[-1].name]
+        tensor = trainer._weights[task.layer.node]
+        trainer._take(task, replace(tensor, row_scale=tensor.row_scale * 5))
+        return True
+
+    monkeypatch.setattr(network._Trainer, "train", ruin)
+    monkeypatch.setattr(network, "is_worse", lambda found, before: False)
+    x = np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
+    options = {"activations": "none", "first_last_int8": False, "group_size": 4, "calibration": {"x": x}}
+    result = convert(model, recipe="reconstruct", **options)
     plain = convert(model, recipe="fgq", **options)
-    assert [layer.reverted_outputs for layer in result.report.layers] == [16, 8]
-    assert sum("outputs are as the recipe fgq has them" in text for text in result.report.warnings) == 2
-    for found, expected in zip(*(m.model.graph.initializer for m in (result, plain)), strict=True):
-        if "bias" not in found.name and found.name not in ("b0", "b1"):
-            assert found.raw_data == expected.raw_data
+    assert [layer.reverted_outputs for layer in result.report.layers] == [0, 8]
+    assert sum("outputs are as the recipe fgq has them" in text for text in result.report.warnings) == 1
+    found, expected = (
+        {tensor.name: tensor.raw_data for tensor in m.model.graph.initializer} for m in (result, plain)
+    )
+    assert {name for name in found if name.startswith("w1") and found[name] != expected[name]} == set()
+    assert any(found[name] != expected[name] for name in found if name.startswith("w0"))

