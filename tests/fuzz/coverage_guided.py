@@ -23,7 +23,10 @@ from pathlib import Path
 
 import workers  # first: it sets the number of threads
 
-INSTRUMENTED = ("fgq.container", "fgq.dynamic", "fgq.onnx_file", "fgq.runtime", "fgq.shapes", "fgq.config")
+INSTRUMENTED = (
+    *("fgq.onnx_file", "fgq.external", "fgq.dialect", "fgq.legality", "fgq.geometry", "fgq.shapes"),
+    *("fgq.container", "fgq.functions", "fgq.dynamic", "fgq.config", "fgq.schema", "fgq.runtime"),
+)
 
 
 def main() -> int:
