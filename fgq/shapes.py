@@ -162,7 +162,8 @@ def _windows(sizes: Sequence[int], attributes: Mapping[str, Any]) -> list[int | 
 def _hide_long(graph: onnx.GraphProto, around: Mapping[str, bool]) -> None:
     """Hide the nodes that read vectors which are long, or may be, from the inference that follows values.
 
-    Their results keep the types and shapes that they have without.
+    So are all calls of functions, whose bodies may make such vectors. Their results keep the types and shapes
+    that they have without.
 
     Parameters
     ----------
@@ -176,8 +177,8 @@ def _hide_long(graph: onnx.GraphProto, around: Mapping[str, bool]) -> None:
     for tensor in graph.initializer:
         short[tensor.name] = len(tensor.dims) != 1 or tensor.dims[0] <= _LONGEST
     for node in graph.node:
-        followed = node.op_type in _FOLLOWED or node.domain != ""
-        if followed and not all(short.get(name, False) for name in node.input if name):
+        followed = node.op_type in _FOLLOWED
+        if node.domain != "" or (followed and not all(short.get(name, False) for name in node.input if name)):
             node.domain = _OPAQUE
         for attribute in node.attribute:
             for subgraph in (attribute.g, *attribute.graphs):

@@ -154,6 +154,20 @@ def test_nor_does_one_whose_length_is_computed(make_model):
     assert found["b"].dtype == ir.DataType.FLOAT
 
 
+@pytest.mark.parametrize("maker", ["Reshape(a, s)", "ConstantOfShape<value=int64[1]{3}>(s)"])
+def test_nor_does_one_that_a_function_makes(make_model, maker):
+    """A file of 16 kB made onnx hold 2^31 elements of a vector that stood in the body of Unpack alone."""
+    proto = make_model("(int64[4] x) => (float[N] y) {b = local.F(x) y = Cast<to=1>(b)}")
+    proto.functions.append(
+        onnx.parser.parse_function(
+            '<domain: "local", opset_import: ["" : 17]> F (a) => (b) '
+            f"{{s = Constant<value_ints=[{1 << 40}]>() c = {maker} b = Mul(c, c)}}"
+        )
+    )
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    assert list(inferred(proto)["b"].shape) == [1 << 40]
+
+
 def test_a_model_with_a_sequence_converts(make_model, run):
     feeds = {"x": RNG.standard_normal((8, 4, 6, 6)).astype(np.float32)}
     model = make_model(SEQUENCES, WEIGHTS)
