@@ -67,7 +67,8 @@ def check_legal(model: onnx.ModelProto, name: str) -> None:
     Raises
     ------
     ModelError
-        If a node does not fit its operator (inputs, outputs, attributes and their types), two values have one
+        If a node does not fit its operator (inputs, outputs, attributes and their types), an input or output
+        is a map, two values have one
         name, a value comes from nowhere, a function calls itself or two have one name, graphs or calls are
         nested too deeply, or a name is no UTF-8 text.
     """
@@ -116,6 +117,12 @@ class _Checker:
     def _check_graph(self, graph: GraphProto, scope: _Scope) -> None:
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_type(value.type, f"{scope.where}: {value.name!r}")
+        for value in (*graph.input, *graph.output):
+            if holds_map(value.type):
+                raise ModelError(
+                    f"{scope.where}: {value.name!r}: found a map, as ZipMap makes, wanted the tensor "
+                    "before it"
+                )
         sparse = [entry.values.name for entry in graph.sparse_initializer]
         inputs = [value.name for value in graph.input]
         constants = {tensor.name for tensor in graph.initializer} | set(sparse)
@@ -255,6 +262,19 @@ def _check_type(kind: TypeProto, where: str) -> None:
     for name, inner in kind.ListFields():
         if name.name in ("tensor_type", "sparse_tensor_type"):
             _check_text((size.dim_param for size in inner.shape.dim), where)
+
+
+def holds_map(kind: TypeProto) -> bool:
+    """Tell whether values of a type are maps, or hold some: `onnx_ir` has no such type.
+
+    Parameters
+    ----------
+    kind : onnx.TypeProto
+    """
+    inner = kind.WhichOneof("value")
+    if inner in ("sequence_type", "optional_type"):
+        return holds_map(getattr(kind, inner).elem_type)
+    return inner == "map_type"
 
 
 def _check_count(node: NodeProto, imports: Mapping[str, int], where: str) -> bool:
