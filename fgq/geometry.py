@@ -259,6 +259,12 @@ def _stft(node: ir.Node, sizes: Sizes) -> Iterator[str]:
             yield f"found {sizes.numbers(index)} as input {index}, wanted at least 1"
 
 
+def _dft(node: ir.Node, sizes: Sizes) -> Iterator[str]:
+    if sizes.inferred and sizes.axes(0) is None:  # a scalar ends the process
+        yield "found an operand whose number of axes is open, wanted it declared: 2 or more"
+    yield from _ranks({0: 2})(node, sizes)
+
+
 def _ranks(least: Mapping[int, int]) -> Callable[[ir.Node, Sizes], Iterator[str]]:
     """Return a check that inputs have a number of axes at least, and elements."""
 
@@ -359,7 +365,7 @@ def _behind(value: ir.Value) -> Iterator[ir.Node]:
 _SPECIAL: Mapping[str, Callable[[ir.Node, Sizes], Iterator[str]]] = {
     "Attention": _attention,
     "Concat": _concat,
-    "DFT": _ranks({0: 2}),
+    "DFT": _dft,
     "GRU": _recurrent,
     "GatherND": _gather_nd,
     "LSTM": _recurrent,

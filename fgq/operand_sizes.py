@@ -19,7 +19,7 @@ class Sizes:
     """
 
     def __init__(self, node: ir.Node, inferred: bool) -> None:
-        self._node, self._inferred = node, inferred
+        self._node, self.inferred = node, inferred
 
     def known(self, index: int) -> bool:
         """Tell whether the shape of an input is known in full."""
@@ -39,7 +39,7 @@ class Sizes:
         tensor = constant_tensor(value)
         if tensor is not None:
             return [int(size) for size in tensor.shape.numpy()]
-        if value.shape is None or not (self._inferred or value.is_graph_input()):
+        if value.shape is None or not (self.inferred or value.is_graph_input()):
             return None
         return [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
 

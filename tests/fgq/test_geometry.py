@@ -273,6 +273,22 @@ def test_sizes_that_cannot_be(case):
     assert str(caught.value).startswith("model: node ")
 
 
+def test_a_transform_of_an_open_number_of_axes():
+    inputs = [helper.make_tensor_value_info("q", TensorProto.FLOAT, None)]
+    made = model([node("DFT", ["q"], ["y"])], inputs=inputs)
+    with pytest.raises(
+        ModelError, match=r"found an operand whose number of axes is open, wanted it declared"
+    ):
+        Session(made.SerializeToString())
+    del made.graph.input[1:]
+    made.graph.node[0].input[0] = "x"
+    x = np.arange(72, dtype=np.float32).reshape(1, 2, 36, 1)
+    made.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 36, 1]))
+    (y,) = Session(made.SerializeToString()).run(None, {"x": x})
+    expected = np.fft.fft(x[..., 0], axis=1)
+    np.testing.assert_allclose(y[..., 0] + 1j * y[..., 1], expected, atol=1e-3)
+
+
 def test_sizes_that_only_inference_finds():
     """The rank of the queries is that of a product: three, for which the number of heads is missing."""
     nodes = [node("MatMul", ["x", "w"], ["q"]), node("Attention", ["q", "q", "q"], ["y"])]
