@@ -15,12 +15,15 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from fgq.errors import ModelError
+from fgq.errors import SizeError
 from fgq.operand_sizes import MOST_AXES, Sizes, constant_tensor
 from fgq.window_sizes import LARGEST, WINDOWS, window_faults
 
 MOST_ELEMENTS = 2**28
 """Of a constant that is computed, which onnxruntime does when it loads a model."""
+
+MOST_TIMES = 8
+"""How often the constants of a model may be unfolded into one; fgq's own hold five numbers a byte."""
 
 _QUANTIZERS: Mapping[str, tuple[int, ...]] = {
     "ConvInteger": (2, 3),
@@ -94,7 +97,7 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
 
     Raises
     ------
-    ModelError
+    SizeError
         If a quantizer has no scale, one that is not positive, or not one for each channel, or other zero
         points than scales; if an attribute outside of functions refers to a function's; if an operand that is
         one number, or a shape, is another thing; if a window has sizes below 1; if a constant would be
@@ -103,7 +106,7 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.is_ref():  # onnxruntime would pass over that, and take the value beside it
-                raise ModelError(
+                raise SizeError(
                     f"{name}: node {node.name or node.op_type!r}: attribute {attribute.name!r}: found one of "
                     "a function's, wanted a value outside of functions"
                 )
@@ -116,7 +119,9 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
         except TypeError as error:  # an attribute of a type that onnx's checker did not know
             found = str(error)
         if found is not None:
-            raise ModelError(f"{name}: node {node.name or node.op_type!r}: {found}")
+            raise SizeError(f"{name}: node {node.name or node.op_type!r}: {found}")
+    if inferred:
+        _check_computed(model, name)
 
 
 def depends_on_calls(model: ir.Model) -> bool:
@@ -151,6 +156,27 @@ def has_computed_quantizers(model: ir.Model) -> bool:
             if maker is not None and maker.op_type not in ("Constant", "DynamicQuantizeLinear"):
                 return True
     return False
+
+
+def _check_computed(model: ir.Model, name: str) -> None:
+    """Check the sizes of what is computed of constants alone."""
+    graph = model.graph
+    held = {value: value.const_value for value in graph.initializers.values()}
+    most = max(MOST_ELEMENTS, MOST_TIMES * sum(tensor.size for tensor in held.values() if tensor is not None))
+    constants = {value for value, tensor in held.items() if tensor is not None and not value.is_graph_input()}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type != "Constant" and not (inputs and constants.issuperset(inputs)):
+            continue
+        constants.update(node.outputs)
+        for value in node.outputs:
+            shape = [] if value.shape is None else list(value.shape)
+            sizes = [size for size in shape if isinstance(size, int)]
+            if len(sizes) == len(shape) and prod(sizes) > most:
+                raise SizeError(
+                    f"{name}: node {node.name or node.op_type!r}: found the shape {sizes} of what is made "
+                    f"of constants, wanted at most {most} elements"
+                )
 
 
 def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
@@ -252,6 +278,9 @@ def _split(node: ir.Node, sizes: Sizes) -> Iterator[str]:
 
 
 def _stft(node: ir.Node, sizes: Sizes) -> Iterator[str]:
+    windowed = len(node.inputs) > 2 and node.inputs[2] is not None
+    if sizes.inferred and (sizes.axes(0) is None or (windowed and not sizes.known(2))):
+        yield "found a signal of open rank or a window of open size, wanted both declared"
     if 0 in sizes.of(2):
         yield "found an empty window, wanted one or more numbers"
     for index in (1, 3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ class SegmentStep(ForeignStep):
             self.session = ort.open_session(path, "a part of the model", threads=threads)
         self._needs_values = needs_values(self.session)
         self._filled = _read_by_recurrent(segment)
+        self._joined = list(_joined(segment))
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """See `ForeignStep`."""
@@ -135,6 +136,13 @@ class SegmentStep(ForeignStep):
             if getattr(feed[name], "size", 1) == 0:
                 raise DataError(
                     f"{name}: found the shape {list(feed[name].shape)}, wanted elements: GRU and LSTM read it"
+                )
+        for joined, known in self._joined:
+            ranks = known | {np.ndim(feed[name]) for name in joined}
+            if len(ranks) > 1:
+                raise DataError(
+                    f"{', '.join(joined)}: found tensors of {sorted(ranks)} axes to concatenate, "
+                    "wanted equally many"
                 )
         try:
             if self._needs_values:
@@ -185,6 +193,19 @@ def _read_by_recurrent(segment: Segment) -> list[str]:
         if maker is not None:
             waiting.extend(maker.inputs)
     return sorted({str(value.name) for value in seen} & names)
+
+
+def _joined(segment: Segment) -> Iterator[tuple[list[str], set[int]]]:
+    """Yield the inputs of unknown rank that Concats read, and the ranks of what they are joined with.
+
+    onnxruntime dies of an empty one of fewer axes than the others.
+    """
+    names = {str(value.name) for value in segment.inputs}
+    for node in segment.model.graph.all_nodes():
+        operands = [value for value in node.inputs if value is not None]
+        joined = [str(value.name) for value in operands if value.shape is None and value.name in names]
+        if (node.domain, node.op_type) == ("", "Concat") and joined:
+            yield joined, {len(value.shape) for value in operands if value.shape is not None}
 
 
 def bindable(array: Any) -> bool:

@@ -57,3 +57,15 @@ def test_what_does_not_reach_them_may_be_empty(op_type, run):
     h, b = Session(model.SerializeToString()).run(None, feed)
     np.testing.assert_allclose(h, run(model, {**feed, "z": np.ones(1, np.float32)})[0], rtol=1e-6)
     assert b.shape == (0,)
+
+
+@pytest.mark.parametrize(("shape", "other"), [((0,), (2, 3)), ((3,), (2, 3)), ((), (2, 3)), ((2, 3), (0,))])
+def test_tensors_of_other_ranks_are_not_concatenated(shape, other):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("p", "q", "y")]
+    graph = helper.make_graph([node("Concat", ["p", "q"], ["y"], axis=-1)], "graph", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = Session(model.SerializeToString())
+    right = np.ones((2, 1), np.float32)
+    assert session.run(None, {"p": right, "q": right})[0].shape == (2, 2)
+    with pytest.raises(DataError, match=r"^p, q: found tensors of \[\d, \d\] axes to concatenate"):
+        session.run(None, {"p": np.ones(shape, np.float32), "q": np.ones(other, np.float32)})
