@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from fgq.errors import ModelError
-from fgq.legality import holds_map
+from fgq.maps import forget_maps, holds_map
 
 _MOST_DENSE = 1 << 31
 """Bytes of a sparse tensor made dense beyond which it is refused; protobuf ends there."""
@@ -50,20 +50,6 @@ def plain(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     for part in _parts(changed):
         _make_plain(part, name)
     return changed
-
-
-def forget_maps(graph: onnx.GraphProto) -> None:
-    """Remove what a graph says of values between its nodes that are maps.
-
-    Parameters
-    ----------
-    graph : onnx.GraphProto
-        Changed in place.
-    """
-    kept = [value for value in graph.value_info if not holds_map(value.type)]
-    if len(kept) < len(graph.value_info):
-        del graph.value_info[:]
-        graph.value_info.extend(kept)
 
 
 def _parts(proto: onnx.ModelProto) -> Iterator[_Nodes]:

@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto
 from onnx.checker import ValidationError
 
 from fgq.errors import ModelError
+from fgq.maps import holds_map
 
 DEEPEST = 32
 """Graphs within graphs; protobuf reads no more than 33 of them."""
@@ -262,19 +263,6 @@ def _check_type(kind: TypeProto, where: str) -> None:
     for name, inner in kind.ListFields():
         if name.name in ("tensor_type", "sparse_tensor_type"):
             _check_text((size.dim_param for size in inner.shape.dim), where)
-
-
-def holds_map(kind: TypeProto) -> bool:
-    """Tell whether values of a type are maps, or hold some: `onnx_ir` has no such type.
-
-    Parameters
-    ----------
-    kind : onnx.TypeProto
-    """
-    inner = kind.WhichOneof("value")
-    if inner in ("sequence_type", "optional_type"):
-        return holds_map(getattr(kind, inner).elem_type)
-    return inner == "map_type"
 
 
 def _check_count(node: NodeProto, imports: Mapping[str, int], where: str) -> bool:

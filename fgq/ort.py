@@ -158,7 +158,8 @@ def saturates() -> bool:
 
 def _read(source: str | bytes) -> onnx.ModelProto:
     if isinstance(source, bytes):
-        return onnx.ModelProto.FromString(source)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(source)
+        return model
     return onnx.load(source, load_external_data=False)
 
 

@@ -13,9 +13,8 @@ import onnx
 import onnx_ir as ir
 
 from fgq import ort
-from fgq.dialect import forget_maps
 from fgq.errors import ModelError
-from fgq.legality import holds_map
+from fgq.maps import forget_maps, holds_map
 
 _BIG = 1000
 """Constants of more bytes are left out of what is inferred from: their type and shape suffice."""

@@ -73,12 +73,12 @@ def _pool(node: ir.Node, image: Sequence[int | None]) -> Iterator[str]:
     attributes, axes = node.attributes, len(image)
     kernel = attributes.get_ints("kernel_shape", ())
     strides, dilations = (attributes.get_ints(name) or [1] * axes for name in ("strides", "dilations"))
-    padded = attributes.get_string("auto_pad", "NOTSET") != "VALID"
-    pads = (padded and attributes.get_ints("pads")) or [0] * (2 * axes)
+    auto = attributes.get_string("auto_pad", "NOTSET")
+    pads = (attributes.get_ints("pads") if auto != "VALID" else None) or [0] * (2 * axes)
     if len(kernel) != axes or len(pads) != 2 * axes:
         yield f"found a window of {len(kernel)} axes for an image of {axes}, wanted as many"
         return
-    if attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
+    if auto is not None and auto.startswith("SAME"):
         return
     for axis, size in enumerate(image):
         reach = (kernel[axis] - 1) * dilations[axis] + 1
