@@ -69,3 +69,28 @@ def test_tensors_of_other_ranks_are_not_concatenated(shape, other):
     assert session.run(None, {"p": right, "q": right})[0].shape == (2, 2)
     with pytest.raises(DataError, match=r"^p, q: found tensors of \[\d, \d\] axes to concatenate"):
         session.run(None, {"p": np.ones(shape, np.float32), "q": np.ones(other, np.float32)})
+
+
+def test_float_weights_behind_a_quantizer_are_onnxruntimes(run):
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        node("QuantizeLinear", ["w", "ws", "wz"], ["wq"]),
+        node("DequantizeLinear", ["wq", "ws", "wz"], ["wd"]),
+        node("Conv", ["xd", "wd"], ["y"]),
+    ]
+    constants = {
+        "w": RNG.normal(size=(4, 3, 1, 1)).astype(np.float32) / 4, "s": np.float32(0.03), "z": np.int8(0),
+        "ws": np.float32(0.01), "wz": np.int8(0),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = RNG.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    (y,) = Session(model.SerializeToString()).run(None, {"x": x})
+    np.testing.assert_allclose(y, run(model, {"x": x})[0], atol=1e-5)
