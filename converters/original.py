@@ -16,7 +16,7 @@ from fgq import onnx_file
 from fgq.converters.passes import ExplicitZeroPoints, passes, prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.self_check import Feed, onnxruntime_session
-from fgq.errors import ModelError, first_line
+from fgq.errors import ModelError, SizeError, first_line
 
 Outputs = Mapping[str, Any]
 """What a model gives, by the names of its outputs."""
@@ -111,6 +111,8 @@ def prepare_judged(model: ir.Model, original: Original) -> None:
     """
     try:
         prepare(model)
+    except SizeError:  # which onnxruntime might die of
+        raise
     except ModelError as error:
         try:
             original.open()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from fgq.errors import ModelError
+from fgq.maps import forget_maps, holds_map
 
 _MOST_DENSE = 1 << 31
 """Bytes of a sparse tensor made dense beyond which it is refused; protobuf ends there."""
@@ -27,6 +28,7 @@ def plain(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     1. The standard operators' domain is written as the empty string, not as ``ai.onnx``.
     2. An axis of any length has no size, not a negative one.
     3. Sparse tensors are dense.
+    4. Nothing is said of maps between the nodes.
 
     Parameters
     ----------
@@ -68,7 +70,9 @@ def _is_other(part: _Nodes) -> bool:
         return True
     if isinstance(part, onnx.FunctionProto):
         return _named_otherwise(part.opset_import)
-    return bool(part.sparse_initializer) or any(dim.dim_value < 0 for dim in _axes(part))
+    if part.sparse_initializer or any(holds_map(value.type) for value in part.value_info):
+        return True
+    return any(dim.dim_value < 0 for dim in _axes(part))
 
 
 def _make_plain(part: _Nodes, name: str) -> None:
@@ -85,6 +89,7 @@ def _make_plain(part: _Nodes, name: str) -> None:
         return
     part.initializer.extend(_dense(sparse, name) for sparse in part.sparse_initializer)
     del part.sparse_initializer[:]
+    forget_maps(part)
     for dim in _axes(part):
         if dim.dim_value < 0:
             dim.ClearField("dim_value")

@@ -5,6 +5,7 @@
     FgqError
     |-- ConfigError    an option, argument or config file that cannot be used
     |-- ModelError     a model file or graph that cannot be read or converted
+    |   `-- SizeError  sizes in it that cannot be meant, or take more memory than there is
     |-- WeightError    the weights of one layer cannot be quantized
     |-- DataError      calibration or evaluation data that do not fit the model
     |-- OutputError    a result that cannot be written
@@ -30,6 +31,10 @@ class ConfigError(FgqError):
 
 class ModelError(FgqError):
     """A model file or graph cannot be read, understood or converted."""
+
+
+class SizeError(ModelError):
+    """Sizes that a model states cannot be meant, or are too large: no engine is to be given them."""
 
 
 class WeightError(FgqError):

@@ -15,16 +15,15 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from fgq.errors import ModelError
-
-LARGEST = 2**31 - 1
-"""Kernels, strides and the like beyond this are no sizes; onnxruntime multiplies them without a look."""
+from fgq.errors import SizeError
+from fgq.operand_sizes import MOST_AXES, Sizes, constant_tensor
+from fgq.window_sizes import LARGEST, WINDOWS, window_faults
 
 MOST_ELEMENTS = 2**28
 """Of a constant that is computed, which onnxruntime does when it loads a model."""
 
-MOST_AXES = 64
-"""Of a shape that is given as a tensor; NumPy has no arrays of more."""
+MOST_TIMES = 8
+"""How often the constants of a model may be unfolded into one; fgq's own hold five numbers a byte."""
 
 _QUANTIZERS: Mapping[str, tuple[int, ...]] = {
     "ConvInteger": (2, 3),
@@ -71,15 +70,6 @@ _SHAPES: Mapping[str, int] = {
 }
 """Which input of operators is a shape, or has a number for each axis."""
 
-_WINDOWS = frozenset(
-    "AveragePool Conv ConvInteger ConvTranspose Col2Im DeformConv GlobalLpPool LpPool MaxPool MaxUnpool "
-    "QLinearConv".split()
-)
-"""Operators that slide a window over an image."""
-
-_WEIGHTS: Mapping[str, int] = {"Conv": 1, "ConvInteger": 1, "ConvTranspose": 1, "QLinearConv": 3}
-"""Which input of them is the weights."""
-
 _AXES = (
     "axis",
     "axes",
@@ -91,9 +81,6 @@ _AXES = (
     "time_axis",
 )
 """Attributes that name axes; onnx's shape inference goes wrong where one is no 32-bit number."""
-
-_POSITIVE = ("kernel_shape", "strides", "dilations", "group", "offset_group")
-_NOT_NEGATIVE = ("pads", "output_padding", "output_shape")
 
 
 def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> None:
@@ -110,7 +97,7 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
 
     Raises
     ------
-    ModelError
+    SizeError
         If a quantizer has no scale, one that is not positive, or not one for each channel, or other zero
         points than scales; if an attribute outside of functions refers to a function's; if an operand that is
         one number, or a shape, is another thing; if a window has sizes below 1; if a constant would be
@@ -119,7 +106,7 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
             if attribute.is_ref():  # onnxruntime would pass over that, and take the value beside it
-                raise ModelError(
+                raise SizeError(
                     f"{name}: node {node.name or node.op_type!r}: attribute {attribute.name!r}: found one of "
                     "a function's, wanted a value outside of functions"
                 )
@@ -132,7 +119,9 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
         except TypeError as error:  # an attribute of a type that onnx's checker did not know
             found = str(error)
         if found is not None:
-            raise ModelError(f"{name}: node {node.name or node.op_type!r}: {found}")
+            raise SizeError(f"{name}: node {node.name or node.op_type!r}: {found}")
+    if inferred:
+        _check_computed(model, name)
 
 
 def depends_on_calls(model: ir.Model) -> bool:
@@ -144,7 +133,7 @@ def depends_on_calls(model: ir.Model) -> bool:
     """
     for function in model.functions.values():
         for node in function.all_nodes():
-            if node.op_type in _WINDOWS or node.op_type in _SPECIAL:
+            if node.op_type in WINDOWS or node.op_type in _SPECIAL:
                 return True
             for index in (*_QUANTIZERS.get(node.op_type, ()), *_SINGLE.get(node.op_type, ())):
                 value = node.inputs[index] if index < len(node.inputs) else None
@@ -169,9 +158,30 @@ def has_computed_quantizers(model: ir.Model) -> bool:
     return False
 
 
+def _check_computed(model: ir.Model, name: str) -> None:
+    """Check the sizes of what is computed of constants alone."""
+    graph = model.graph
+    held = {value: value.const_value for value in graph.initializers.values()}
+    most = max(MOST_ELEMENTS, MOST_TIMES * sum(tensor.size for tensor in held.values() if tensor is not None))
+    constants = {value for value, tensor in held.items() if tensor is not None and not value.is_graph_input()}
+    for node in graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if node.op_type != "Constant" and not (inputs and constants.issuperset(inputs)):
+            continue
+        constants.update(node.outputs)
+        for value in node.outputs:
+            shape = [] if value.shape is None else list(value.shape)
+            sizes = [size for size in shape if isinstance(size, int)]
+            if len(sizes) == len(shape) and prod(sizes) > most:
+                raise SizeError(
+                    f"{name}: node {node.name or node.op_type!r}: found the shape {sizes} of what is made "
+                    f"of constants, wanted at most {most} elements"
+                )
+
+
 def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
     """Yield what is wrong with a node."""
-    sizes = _Sizes(node, inferred)
+    sizes = Sizes(node, inferred)
     if node.domain == "com.microsoft":
         yield from _foreign_quantizer(node, sizes)
     if node.domain != "":
@@ -193,65 +203,13 @@ def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
             yield f"found the shape {shape} of input {index}, wanted a single number"
     if node.op_type in _SHAPES:
         yield from _shape_operand(node, sizes, _SHAPES[node.op_type])
-    if node.op_type in _WINDOWS:
-        yield from _window(node, sizes)
+    if node.op_type in WINDOWS:
+        yield from window_faults(node, sizes)
     if node.op_type in _SPECIAL:
         yield from _SPECIAL[node.op_type](node, sizes)
 
 
-class _Sizes:
-    """What is known of the shapes of a node's inputs.
-
-    Parameters
-    ----------
-    node : onnx_ir.Node
-    inferred : bool
-        Whether the shapes of computed values have been inferred, and are not only declared.
-    """
-
-    def __init__(self, node: ir.Node, inferred: bool) -> None:
-        self._node, self._inferred = node, inferred
-
-    def known(self, index: int) -> bool:
-        """Tell whether the shape of an input is known in full."""
-        shape = self.axes(index)
-        return shape is not None and None not in shape
-
-    def of(self, index: int) -> list[int]:
-        """Return the shape of an input that is known in full; else one that says nothing."""
-        shape = self.axes(index)
-        return [1] if shape is None or None in shape else [size for size in shape if size is not None]
-
-    def axes(self, index: int) -> list[int | None] | None:
-        """Return the sizes of an input's axes, None where one is unknown, or all are."""
-        value = self._value(index)
-        if value is None:
-            return None
-        tensor = constant_tensor(value)
-        if tensor is not None:
-            return [int(size) for size in tensor.shape.numpy()]
-        if value.shape is None or not (self._inferred or value.is_graph_input()):
-            return None
-        return [size if isinstance(size, int) and size >= 0 else None for size in value.shape]
-
-    def numbers(self, index: int) -> list[int] | None:
-        """Return the values of an input that is a constant vector of few whole numbers."""
-        value = self._value(index)
-        tensor = None if value is None else constant_tensor(value)
-        if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
-            return None
-        return [int(number) for number in tensor.numpy().ravel()] if tensor.size <= MOST_AXES else None
-
-    def _value(self, index: int) -> ir.Value | None:
-        return self._node.inputs[index] if index < len(self._node.inputs) else None
-
-
-def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer or Constant, an input's default included."""
-    return value.const_value if value.const_value is not None else ir.convenience.get_const_tensor(value)
-
-
-def _foreign_quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _foreign_quantizer(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     """Check the operands of onnxruntime's own quantized operators, and the heads of its attention."""
     if node.op_type.startswith(("Q", "DequantizeLinear", "DynamicQuantize", "MatMulInteger")):
         for index in range(len(node.inputs)):
@@ -259,7 +217,7 @@ def _foreign_quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
                 yield f"found the shape {sizes.of(index)} of input {index}, wanted elements"
 
 
-def _quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _quantizer(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     scale, zero = sizes.of(1), sizes.of(2)
     value = node.inputs[1]
     tensor = None if value is None else constant_tensor(value)
@@ -278,7 +236,7 @@ def _quantizer(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found {scale[0]} scales along axis {axis}, which has {axes[axis]}; wanted one for each"
 
 
-def _shape_operand(node: ir.Node, sizes: _Sizes, index: int) -> Iterator[str]:
+def _shape_operand(node: ir.Node, sizes: Sizes, index: int) -> Iterator[str]:
     shape, numbers = sizes.of(index), sizes.numbers(index)
     if len(shape) > 1 or prod(shape) > MOST_AXES:
         yield f"found the shape {shape} of input {index}, wanted at most {MOST_AXES} sizes"
@@ -290,39 +248,7 @@ def _shape_operand(node: ir.Node, sizes: _Sizes, index: int) -> Iterator[str]:
         yield f"found the shape {numbers}, wanted at most {MOST_ELEMENTS} elements"
 
 
-def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
-    lengths = dict[str, int]()
-    for names, least in ((_POSITIVE, 1), (_NOT_NEGATIVE, 0)):
-        for name in names:
-            attribute = node.attributes.get(name)
-            if attribute is None or attribute.is_ref():
-                continue
-            one = attribute.type == ir.AttributeType.INT
-            numbers = [attribute.as_int()] if one else list(attribute.as_ints())
-            if not one and numbers and name != "output_shape":  # which may have the image's first axes
-                lengths[name] = len(numbers) // (2 if name == "pads" else 1)
-            if any(not least <= number <= LARGEST for number in numbers):
-                yield f"{name}: found {numbers}, wanted numbers from {least} to {LARGEST}"
-    if len(set(lengths.values())) > 1:
-        yield f"found attributes of different numbers of axes: {', '.join(map(str, lengths))}"
-    auto = node.attributes.get_string("auto_pad", "NOTSET")
-    if auto not in ("", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        yield f"auto_pad: found {auto!r}, wanted NOTSET, VALID, SAME_UPPER or SAME_LOWER"
-    image = sizes.axes(0)
-    if image is not None and 0 in image[2:]:
-        yield f"found an image of shape {image}, wanted one or more pixels"
-    weights = sizes.axes(_WEIGHTS[node.op_type]) if node.op_type in _WEIGHTS else None
-    if weights is None:
-        return
-    if len(weights) < 3:
-        yield f"found weights of {len(weights)} axes, wanted 3 or more"
-    elif lengths and next(iter(lengths.values())) != len(weights) - 2:
-        yield f"found {next(iter(lengths))} of {next(iter(lengths.values()))} axes, wanted {len(weights) - 2}"
-    elif (kernel := node.attributes.get_ints("kernel_shape", ())) and list(kernel) != weights[2:]:
-        yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
-
-
-def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _attention(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     axes = sizes.axes(0)
     yield from _ranks({0: 3, 1: 3, 2: 3, 4: 4, 5: 4})(node, sizes)
     for name in ("q_num_heads", "kv_num_heads"):
@@ -334,24 +260,27 @@ def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
             yield f"found no {name} and queries of 3 axes, wanted one of them otherwise"
 
 
-def _gather_nd(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _gather_nd(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     if node.attributes.get_int("batch_dims", 0) < 0:
         yield f"batch_dims: found {node.attributes['batch_dims'].as_int()}, wanted 0 or more"
 
 
-def _parts(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _parts(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     count = node.attributes.get_int("num_outputs", len(node.outputs))
     if count != len(node.outputs):
         yield f"num_outputs: found {count}, wanted {len(node.outputs)}, the number of its outputs"
 
 
-def _split(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _split(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     numbers = sizes.numbers(1) or []
     if any(number < 0 for number in numbers) or (sizes.axes(1) == [] and numbers == [0]):
         yield f"found parts of sizes {numbers}, wanted at least 1"
 
 
-def _stft(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _stft(node: ir.Node, sizes: Sizes) -> Iterator[str]:
+    windowed = len(node.inputs) > 2 and node.inputs[2] is not None
+    if sizes.inferred and (sizes.axes(0) is None or (windowed and not sizes.known(2))):
+        yield "found a signal of open rank or a window of open size, wanted both declared"
     if 0 in sizes.of(2):
         yield "found an empty window, wanted one or more numbers"
     for index in (1, 3):
@@ -359,10 +288,16 @@ def _stft(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
             yield f"found {sizes.numbers(index)} as input {index}, wanted at least 1"
 
 
-def _ranks(least: Mapping[int, int]) -> Callable[[ir.Node, _Sizes], Iterator[str]]:
+def _dft(node: ir.Node, sizes: Sizes) -> Iterator[str]:
+    if sizes.inferred and sizes.axes(0) is None:  # a scalar ends the process
+        yield "found an operand whose number of axes is open, wanted it declared: 2 or more"
+    yield from _ranks({0: 2})(node, sizes)
+
+
+def _ranks(least: Mapping[int, int]) -> Callable[[ir.Node, Sizes], Iterator[str]]:
     """Return a check that inputs have a number of axes at least, and elements."""
 
-    def check(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+    def check(node: ir.Node, sizes: Sizes) -> Iterator[str]:
         for index, wanted in least.items():
             axes = sizes.axes(index)
             if axes is not None and len(axes) < wanted:
@@ -371,7 +306,7 @@ def _ranks(least: Mapping[int, int]) -> Callable[[ir.Node, _Sizes], Iterator[str
     return check
 
 
-def _concat(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _concat(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     ranks = {len(axes) for index in range(len(node.inputs)) if (axes := sizes.axes(index)) is not None}
     axis = node.attributes.get_int("axis", 1)
     if len(ranks) > 1:
@@ -380,7 +315,7 @@ def _concat(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"axis: found {axis}, wanted one of {min(ranks)} axes"
 
 
-def _resize(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _resize(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     axes, named = sizes.axes(0), node.attributes.get_ints("axes")
     if axes is None or len(node.inputs) < 3:
         return
@@ -391,7 +326,7 @@ def _resize(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
             yield f"{what}: found the shape {shape}, wanted {wanted * times} numbers"
 
 
-def _range(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _range(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     ends = [sizes.numbers(index) for index in range(3)]
     if all(end is not None and len(end) == 1 for end in ends):
         (start,), (limit,), (step,) = (end or [0] for end in ends)
@@ -399,7 +334,7 @@ def _range(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
             yield f"found {start} to {limit} in steps of {step}, wanted at most {MOST_ELEMENTS} numbers"
 
 
-def _tile(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _tile(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     repeats = sizes.numbers(1)
     if repeats is not None and any(number < 0 for number in repeats):
         yield f"found {repeats} repeats, wanted 0 or more"
@@ -407,7 +342,7 @@ def _tile(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found {repeats} repeats of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
 
 
-def _pad(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _pad(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     pads, axes = sizes.numbers(1), sizes.axes(0)
     if pads is None or len(node.inputs) > 3 or not sizes.known(0) or axes is None:
         return
@@ -419,12 +354,12 @@ def _pad(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found the pads {pads} of the shape {sizes.of(0)}, wanted at most {MOST_ELEMENTS} elements"
 
 
-def _recurrent(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _recurrent(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     if 0 in sizes.of(0):
         yield f"found an input of shape {sizes.of(0)}, wanted elements"
 
 
-def _where(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _where(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     """Refuse quantizers that onnxruntime joins with the Where between, as if they were constant."""
     makers = [None if value is None else value.producer() for value in node.inputs]
     around = [maker for maker in makers if maker is not None] + list(_behind(node.outputs[0]))
@@ -435,7 +370,7 @@ def _where(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
                 yield f"found the quantizer {quantizer.name!r} beside it, wanted one of a constant scale"
 
 
-def _mul(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
+def _mul(node: ir.Node, sizes: Sizes) -> Iterator[str]:
     """Refuse factors of a product of integers that are more than its columns: onnxruntime reads beyond it."""
     for index, value in enumerate(node.inputs[:2]):
         cast = None if value is None else value.producer()
@@ -456,10 +391,10 @@ def _behind(value: ir.Value) -> Iterator[ir.Node]:
             yield from reader.outputs[0].consumers()
 
 
-_SPECIAL: Mapping[str, Callable[[ir.Node, _Sizes], Iterator[str]]] = {
+_SPECIAL: Mapping[str, Callable[[ir.Node, Sizes], Iterator[str]]] = {
     "Attention": _attention,
     "Concat": _concat,
-    "DFT": _ranks({0: 2}),
+    "DFT": _dft,
     "GRU": _recurrent,
     "GatherND": _gather_nd,
     "LSTM": _recurrent,

@@ -19,6 +19,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto
 from onnx.checker import ValidationError
 
 from fgq.errors import ModelError
+from fgq.maps import holds_map
 
 DEEPEST = 32
 """Graphs within graphs; protobuf reads no more than 33 of them."""
@@ -67,7 +68,8 @@ def check_legal(model: onnx.ModelProto, name: str) -> None:
     Raises
     ------
     ModelError
-        If a node does not fit its operator (inputs, outputs, attributes and their types), two values have one
+        If a node does not fit its operator (inputs, outputs, attributes and their types), an input or output
+        is a map, two values have one
         name, a value comes from nowhere, a function calls itself or two have one name, graphs or calls are
         nested too deeply, or a name is no UTF-8 text.
     """
@@ -116,6 +118,12 @@ class _Checker:
     def _check_graph(self, graph: GraphProto, scope: _Scope) -> None:
         for value in (*graph.input, *graph.output, *graph.value_info):
             _check_type(value.type, f"{scope.where}: {value.name!r}")
+        for value in (*graph.input, *graph.output):
+            if holds_map(value.type):
+                raise ModelError(
+                    f"{scope.where}: {value.name!r}: found a map, as ZipMap makes, wanted the tensor "
+                    "before it"
+                )
         sparse = [entry.values.name for entry in graph.sparse_initializer]
         inputs = [value.name for value in graph.input]
         constants = {tensor.name for tensor in graph.initializer} | set(sparse)

@@ -8,6 +8,9 @@ Exact
 Float where the file says float
     ``session.qdq_matmulnbits_accuracy_level`` of 1 keeps the activations of a MatMul with dequantized weights
     in float, where onnxruntime would quantize them to 8 bits.
+Alive
+    Without the layout of blocked channels where a pooling may have no row of results, of which onnxruntime
+    dies (`fgq.blocked_poolings`).
 Quiet
     No log on the terminal, no telemetry.
 """
@@ -28,6 +31,7 @@ from onnx import TensorProto, helper, numpy_helper
 # Held from the start: programs put fgq's adapter in place of this class.
 from onnxruntime import InferenceSession
 
+from fgq.blocked_poolings import may_lack_rows
 from fgq.errors import ModelError, first_line
 
 # fgq switches telemetry off before it loads onnxruntime; this is for programs that have loaded it first.
@@ -44,6 +48,9 @@ _SHARED = "Attempt to replace the existing tensor"
 
 _MERGING = ("CommonSubexpressionElimination", "ConstantSharing")
 """What makes one weight of equal ones."""
+
+_BLOCKING = "NchwcTransformer"
+"""What puts images into blocks of channels."""
 
 
 def session_options(
@@ -111,11 +118,17 @@ def open_session(
             options,
             providers=_PROVIDERS,
             enable_fallback=0,
-            disabled_optimizers=list(without) or None,
+            disabled_optimizers=[*without, *unsafe] or None,
         )
 
+    unsafe: list[str] = []
     try:
-        if stock or not saturates() or _lacks_zero_points(source):
+        proto = _read(source)
+        if may_lack_rows(proto):
+            unsafe.append(_BLOCKING)
+        plain = stock or not saturates() or _lacks_zero_points(proto)
+        del proto  # before onnxruntime holds the same again
+        if plain:
             return load(exact_sums=False)
         for without in ((), _MERGING):
             try:
@@ -143,12 +156,15 @@ def saturates() -> bool:
     return int(found.item()) != 2 * 255 * 127
 
 
-def _lacks_zero_points(source: str | bytes) -> bool:
-    """Tell whether a model dequantizes int8 without a zero point, which the option gets wrong."""
+def _read(source: str | bytes) -> onnx.ModelProto:
     if isinstance(source, bytes):
-        model = onnx.ModelProto.FromString(source)
-    else:
-        model = onnx.load(source, load_external_data=False)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(source)
+        return model
+    return onnx.load(source, load_external_data=False)
+
+
+def _lacks_zero_points(model: onnx.ModelProto) -> bool:
+    """Tell whether a model dequantizes int8 without a zero point, which the option gets wrong."""
     return any(map(_dequantizes_without, (model.graph, *model.functions)))
 
 

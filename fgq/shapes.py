@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from fgq import ort
 from fgq.errors import ModelError
+from fgq.maps import forget_maps, holds_map
 
 _BIG = 1000
 """Constants of more bytes are left out of what is inferred from: their type and shape suffice."""
@@ -97,6 +98,10 @@ def _infer(model: ir.Model, skeleton: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(inferred, data_prop=True)
     except Exception:  # whatever onnx finds wrong, the engines say it better
         return
+    forget_maps(inferred.graph)
+    for entry in inferred.graph.output:
+        if holds_map(entry.type):
+            entry.ClearField("type")
     found = ir.serde.deserialize_graph(inferred.graph)
     for node, same in zip(model.graph.all_nodes(), found.all_nodes(), strict=True):
         for value, other in zip(node.outputs, same.outputs, strict=True):

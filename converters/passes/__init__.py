@@ -16,7 +16,7 @@ from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.mean_to_pool import MeanToPool
 from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.sum_to_add import SumToAdd
-from fgq.errors import ModelError, first_line
+from fgq.errors import ModelError, SizeError, first_line, unexpected
 from fgq.geometry import check_geometry
 from fgq.shapes import InferShapes
 
@@ -70,12 +70,19 @@ def prepare(model: ir.Model) -> None:
     ------
     ModelError
         If the graph contradicts itself: weights that do not fit their operator, a function that calls itself.
+    SizeError
+        If its sizes cannot be meant, or its constants become too large.
     """
     for step in passes():
         try:
             step(model)
         except Exception as error:
-            reason = first_line(onnx_file.root(error))
+            cause = onnx_file.root(error)
+            if isinstance(cause, SizeError):
+                raise cause from None
+            if isinstance(cause, MemoryError):
+                raise unexpected("model", cause, SizeError) from error
+            reason = first_line(cause)
             raise ModelError(
                 f"model: the graph is malformed, or the pass {type(step).__name__} wrong ({reason})"
             ) from error

@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer, redirect
+from fgq.errors import SizeError
 
 LAYOUT = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 
@@ -32,6 +33,13 @@ _EXACT = frozenset(
 )
 
 
+MOST_BYTES = 2**30
+"""Of all values together, however small the model is."""
+
+MOST_TIMES = 16
+"""How many bytes are computed for each one of the model's constants, at most."""
+
+
 class FoldConstants(ir.passes.InPlacePass):
     """Replace operators on initializers by their value.
 
@@ -41,12 +49,17 @@ class FoldConstants(ir.passes.InPlacePass):
     2. The value is that of the ONNX reference evaluator.
     3. Nodes are visited in order, so chains fold whole.
     4. A result that is a graph output keeps its node.
+    5. All results together are of bounded size; a model that would need more is refused.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Run the pass in place."""
         graph = model.graph
         modified, names = False, Names(graph)
+        tensors = [
+            value.const_value for value in graph.initializers.values() if value.const_value is not None
+        ]
+        left = most = max(MOST_BYTES, MOST_TIMES * sum(tensor.nbytes for tensor in tensors))
         for node in list(graph):
             if node.domain != "" or node.outputs[0].is_graph_output():
                 continue
@@ -56,6 +69,12 @@ class FoldConstants(ir.passes.InPlacePass):
             known = [array for array in inputs.values() if array is not None]
             if not known or len(known) < len(inputs) or not _is_folded(node.op_type, known):
                 continue
+            left -= _most_bytes(node, [inputs[str(value.name)] for value in node.inputs if value is not None])
+            if left < 0:
+                raise SizeError(
+                    f"model: node {node.name or node.op_type!r}: found more than {most} bytes to compute of "
+                    "constants, wanted fewer"
+                )
             output = node.outputs[0]
             name, result = str(output.name), _evaluate(model, node, inputs)
             names.rename(output, f"{name}_computed")
@@ -75,6 +94,14 @@ def _is_folded(op_type: str, arrays: Sequence[NDArray[Any]]) -> bool:
     except ValueError:
         return False
     return size <= sum(array.size for array in arrays)
+
+
+def _most_bytes(node: ir.Node, arrays: Sequence[Any]) -> int:
+    """Return how many bytes a result has at most: of no more elements than the operands."""
+    if node.op_type in LAYOUT:
+        kind = ir.DataType(node.attributes.get_int("to")) if node.op_type == "Cast" else None
+        return int(arrays[0].size * (arrays[0].itemsize if kind is None else kind.numpy().itemsize))
+    return sum(array.nbytes for array in arrays)
 
 
 def _evaluate(model: ir.Model, node: ir.Node, arrays: Mapping[str, Any]) -> NDArray[Any]:

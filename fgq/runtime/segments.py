@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from fgq.ort_values import needs_values, run_values
 from fgq.runtime import operators
 from fgq.runtime.plan import Segment
 from fgq.runtime.step import Array, Call
+
+_RECURRENT = frozenset({"GRU", "LSTM"})
 
 
 class ForeignStep(ABC):
@@ -124,10 +126,24 @@ class SegmentStep(ForeignStep):
         with onnx_file.on_disk(segment.model) as path:
             self.session = ort.open_session(path, "a part of the model", threads=threads)
         self._needs_values = needs_values(self.session)
+        self._filled = _read_by_recurrent(segment)
+        self._joined = list(_joined(segment))
 
     def run(self, arrays: Sequence[Any]) -> list[Any]:
         """See `ForeignStep`."""
         feed = dict(zip(self._inputs, arrays, strict=True))
+        for name in self._filled:
+            if getattr(feed[name], "size", 1) == 0:
+                raise DataError(
+                    f"{name}: found the shape {list(feed[name].shape)}, wanted elements: GRU and LSTM read it"
+                )
+        for joined, known in self._joined:
+            ranks = known | {np.ndim(feed[name]) for name in joined}
+            if len(ranks) > 1:
+                raise DataError(
+                    f"{', '.join(joined)}: found tensors of {sorted(ranks)} axes to concatenate, "
+                    "wanted equally many"
+                )
         try:
             if self._needs_values:
                 return run_values(self.session, self._outputs, feed)
@@ -154,6 +170,42 @@ class SegmentStep(ForeignStep):
             session.run_with_iobinding(binding)
 
         return run
+
+
+def _read_by_recurrent(segment: Segment) -> list[str]:
+    """Return the inputs of a segment that reach a GRU or LSTM: onnxruntime dies of those without elements."""
+    names = {str(value.name) for value in segment.inputs}
+    graphs = (segment.model.graph, *(function.graph for function in segment.model.functions.values()))
+    waiting: list[ir.Value | None] = []
+    for graph in graphs:
+        for node in graph.all_nodes():
+            if node.op_type in _RECURRENT and node.domain == "":
+                if node.graph is not segment.model.graph:  # what reaches it, the nodes around it say
+                    return sorted(names)
+                waiting.extend(node.inputs)
+    seen: set[ir.Value] = set()
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        maker = value.producer()
+        if maker is not None:
+            waiting.extend(maker.inputs)
+    return sorted({str(value.name) for value in seen} & names)
+
+
+def _joined(segment: Segment) -> Iterator[tuple[list[str], set[int]]]:
+    """Yield the inputs of unknown rank that Concats read, and the ranks of what they are joined with.
+
+    onnxruntime dies of an empty one of fewer axes than the others.
+    """
+    names = {str(value.name) for value in segment.inputs}
+    for node in segment.model.graph.all_nodes():
+        operands = [value for value in node.inputs if value is not None]
+        joined = [str(value.name) for value in operands if value.shape is None and value.name in names]
+        if (node.domain, node.op_type) == ("", "Concat") and joined:
+            yield joined, {len(value.shape) for value in operands if value.shape is not None}
 
 
 def bindable(array: Any) -> bool:

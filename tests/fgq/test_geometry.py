@@ -1,11 +1,13 @@
 """Sizes that cannot be meant are refused before onnxruntime, which dies of some, sees them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq import Session
-from fgq.errors import FgqError, ModelError
+from fgq.errors import FgqError, ModelError, SizeError
 from fgq.onnx_file import from_proto
 
 IMAGE = np.zeros((1, 2, 6, 6), np.float32)
@@ -271,6 +273,51 @@ def test_sizes_that_cannot_be(case):
         from_proto(found)
     assert reason in str(caught.value)
     assert str(caught.value).startswith("model: node ")
+
+
+def doubled(times):
+    """Return a model that concatenates a constant with itself again and again."""
+    names = ["c", *(f"d{count}" for count in range(times))]
+    nodes = [node("Concat", [a, a], [b], axis=0) for a, b in pairwise(names)]
+    return model(
+        [*nodes, node("Add", ["x", names[-1]], ["y"])],
+        {"c": np.ones((1, 1), np.float32)},
+        declared=["N", 2, "H", 6],
+    )
+
+
+def test_constants_that_unfold_step_by_step():
+    with pytest.raises(SizeError, match=r"found the shape \[536870912, 1\] of what is made of constants"):
+        Session(doubled(30).SerializeToString())
+    session = Session(doubled(1).SerializeToString())
+    (y,) = session.run(None, {"x": IMAGE[..., :2, :]})
+    np.testing.assert_array_equal(y, np.ones((1, 2, 2, 6)))
+
+
+def test_a_short_time_transform_of_open_sizes():
+    inputs = [
+        helper.make_tensor_value_info("q", TensorProto.FLOAT, [1, 8, 1]),
+        helper.make_tensor_value_info("window", TensorProto.FLOAT, ["L"]),
+    ]
+    made = model([node("STFT", ["q", "step", "window"], ["y"])], {"step": np.array(2)}, inputs=inputs)
+    with pytest.raises(ModelError, match=r"found a signal of open rank or a window of open size"):
+        Session(made.SerializeToString())
+
+
+def test_a_transform_of_an_open_number_of_axes():
+    inputs = [helper.make_tensor_value_info("q", TensorProto.FLOAT, None)]
+    made = model([node("DFT", ["q"], ["y"])], inputs=inputs)
+    with pytest.raises(
+        ModelError, match=r"found an operand whose number of axes is open, wanted it declared"
+    ):
+        Session(made.SerializeToString())
+    del made.graph.input[1:]
+    made.graph.node[0].input[0] = "x"
+    x = np.arange(72, dtype=np.float32).reshape(1, 2, 36, 1)
+    made.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 36, 1]))
+    (y,) = Session(made.SerializeToString()).run(None, {"x": x})
+    expected = np.fft.fft(x[..., 0], axis=1)
+    np.testing.assert_allclose(y[..., 0] + 1j * y[..., 1], expected, atol=1e-3)
 
 
 def test_sizes_that_only_inference_finds():

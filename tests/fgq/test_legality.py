@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from fgq import legality
+from fgq import Session, legality
 from fgq.errors import ModelError
 from fgq.onnx_file import from_proto
 
@@ -246,3 +246,33 @@ def test_graphs_of_any_depth_end_in_an_error(depth):
             graph.name = name
     with pytest.raises(ModelError, match="more than 32 graphs within each other"):
         from_proto(deep)
+
+
+MAPS = helper.make_sequence_type_proto(
+    helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+)
+
+
+def mapped():
+    made = model(
+        node("Relu", ["x"], ["y"]),
+        node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3]),
+        domains=["ai.onnx.ml"],
+    )
+    return made
+
+
+def test_maps_of_a_model_are_refused():
+    made = mapped()
+    made.graph.output.append(onnx.ValueInfoProto(name="z", type=MAPS))
+    with pytest.raises(ModelError, match=r"^model: 'z': found a map, as ZipMap makes, wanted the tensor"):
+        from_proto(made)
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_maps_that_nobody_reads_are_no_hindrance(said):
+    made = mapped()
+    if said:
+        made.graph.value_info.append(onnx.ValueInfoProto(name="z", type=MAPS))
+    (y,) = Session(made.SerializeToString()).run(None, {"x": X - 3})
+    np.testing.assert_array_equal(y, np.maximum(X - 3, 0))

@@ -1,6 +1,11 @@
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx import helper
+
+from fgq import convert
+from fgq.converters.passes import fold_constants, prepare
+from fgq.errors import SizeError
 
 RNG = np.random.default_rng(0)
 
@@ -141,3 +146,52 @@ def test_constants_of_functions(make_model, prepared):
         ]
     )
     assert prepared(model, {"x": normal(3, 16)}) == {"MatMul": 1}
+
+
+DOUBLED = """(float[N,16] x) => (float[N,5] y) {
+    a = Concat<axis=0>(w, w)
+    b = Concat<axis=0>(a, a)
+    c = Concat<axis=0>(b, b)
+    s = ReduceSum<keepdims=0>(c)
+    h = MatMul(x, w)
+    y = Add(h, s)
+}"""
+
+
+@pytest.mark.parametrize("times", [0, 1, 15])
+def test_what_is_computed_of_constants_is_bounded(make_model, monkeypatch, times):
+    """The Concats make 2, 4 and 8 times the 320 bytes, and the ReduceSum 8 times as many at most."""
+    monkeypatch.setattr(fold_constants, "MOST_BYTES", 320 * 22 - 1)
+    monkeypatch.setattr(fold_constants, "MOST_TIMES", times)
+    with pytest.raises(SizeError, match=r"^model: node '.*': found more than 7039 bytes to compute"):
+        convert(make_model(DOUBLED, {"w": WEIGHTS["w"]}), activations="none")
+
+
+@pytest.mark.parametrize(("least", "times"), [(320 * 22, 0), (0, 22)])
+def test_what_is_within_the_bound_is_computed(make_model, monkeypatch, prepared, least, times):
+    monkeypatch.setattr(fold_constants, "MOST_BYTES", least)
+    monkeypatch.setattr(fold_constants, "MOST_TIMES", times)
+    found = prepared(make_model(DOUBLED, {"w": WEIGHTS["w"]}), {"x": normal(2, 16)})
+    assert found == {"MatMul": 1, "Add": 1}
+
+
+def test_casts_count_as_large_as_they_make_their_values(make_model, monkeypatch):
+    monkeypatch.setattr(fold_constants, "MOST_TIMES", 0)
+    text = "(float[N,16] x) => (float y) { a = Cast<to=11>(half) b = Cast<to=1>(a) y = MatMul(x, b) }"
+    model = make_model(text, {"half": WEIGHTS["half"]})
+    monkeypatch.setattr(fold_constants, "MOST_BYTES", 80 * 8 + 80 * 4)
+    prepare(ir.from_proto(model))
+    monkeypatch.setattr(fold_constants, "MOST_BYTES", 80 * 8 + 80 * 4 - 1)
+    with pytest.raises(SizeError, match="found more than 959 bytes"):
+        prepare(ir.from_proto(model))
+
+
+def test_too_little_memory_is_said(make_model, monkeypatch):
+    def fail(*_):
+        raise MemoryError("Unable to allocate 8.00 GiB")
+
+    monkeypatch.setattr(fold_constants, "_evaluate", fail)
+    with pytest.raises(SizeError) as caught:
+        convert(make_model(DOUBLED, {"w": WEIGHTS["w"]}), activations="none")
+    line = "model: found too little memory (Unable to allocate 8.00 GiB), wanted more for it"
+    assert str(caught.value) == line
