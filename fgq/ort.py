@@ -38,6 +38,8 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _EXACT_SUMS = "session.x64quantprecision"
 _FLOAT_ACTIVATIONS = "session.qdq_matmulnbits_accuracy_level"
 
+_NO_INTEGER_OPERATORS = "session.disable_quant_qdq"
+
 _SHARED = "Attempt to replace the existing tensor"
 """What onnxruntime says where two layers share a weight, or its zero point, that is to be made unsigned."""
 
@@ -47,7 +49,12 @@ _MERGING = ("CommonSubexpressionElimination", "ConstantSharing")
 
 
 def session_options(
-    *, threads: int | None = None, stock: bool = False, exact_sums: bool = True, optimized: bool = True
+    *,
+    threads: int | None = None,
+    stock: bool = False,
+    exact_sums: bool = True,
+    optimized: bool = True,
+    fused: bool = True,
 ) -> onnxruntime.SessionOptions:
     """Return the options of a session.
 
@@ -62,6 +69,8 @@ def session_options(
         Whether sums may not saturate, if not.
     optimized : bool
         Whether onnxruntime may change the graph before it runs it.
+    fused : bool
+        Whether it may put an integer operator in the place of an operator and the quantizers around it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -70,6 +79,8 @@ def session_options(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not fused:
+        options.add_session_config_entry(_NO_INTEGER_OPERATORS, "1")
     if not stock:
         options.add_session_config_entry(_FLOAT_ACTIVATIONS, "1")
         if exact_sums:
@@ -84,6 +95,7 @@ def open_session(
     threads: int | None = None,
     stock: bool = False,
     optimized: bool = True,
+    fused: bool = True,
 ) -> InferenceSession:
     """Load a model into onnxruntime, on the CPU.
 
@@ -93,7 +105,7 @@ def open_session(
         A model file, or its contents.
     name : str
         What an error calls the model.
-    threads, stock, optimized
+    threads, stock, optimized, fused
         As for `session_options`.
 
     Raises
@@ -104,7 +116,9 @@ def open_session(
     source = model if isinstance(model, bytes) else os.fspath(model)
 
     def load(exact_sums: bool, without: Sequence[str] = ()) -> InferenceSession:
-        options = session_options(threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized)
+        options = session_options(
+            threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized, fused=fused
+        )
         # its own way back from an error prints, and tries the same again
         return InferenceSession(
             source,

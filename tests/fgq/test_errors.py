@@ -83,4 +83,6 @@ def test_the_names_of_a_model_stay_in_one_line(model):
     product.op_type, product.domain = "Mat\nMul", "other\x0b"
     with pytest.raises(ModelError) as caught:
         Session(model.SerializeToString(), allow_float=True, fallback=False)
-    assert str(caught.value).startswith("Mat\\nMul: found the operator Mat\\nMul, which runs in onnxruntime only")
+    assert str(caught.value).startswith(
+        "Mat\\nMul: found the operator Mat\\nMul, which runs in onnxruntime only"
+    )
