@@ -11,8 +11,8 @@
     |-- OutputError    a result that cannot be written
     `-- KernelError    a kernel wish that this machine or layer cannot meet
 
-Every message names the layer or file, says what was found and what was wanted. The command line
-prints the message alone and exits with code 2.
+Every message names the layer or file, says what was found and what was wanted, in one line, whatever names a
+file holds. The command line prints the message alone and exits with code 2.
 """
 
 from __future__ import annotations
@@ -20,9 +20,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fgq.printable import printable
+
 
 class FgqError(Exception):
-    """Base of every error that fgq raises on purpose."""
+    """Base of every error that fgq raises on purpose.
+
+    Parameters
+    ----------
+    message : str
+        May hold names from a file: line breaks and control characters are written out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(FgqError):

@@ -3,8 +3,9 @@
 Exact
     Processors with AVX2 or AVX-512 but no VNNI add pairs of 8-bit products in saturating int16. With
     ``session.x64quantprecision`` onnxruntime multiplies unsigned weights there, which do not saturate; on
-    other processors the option changes nothing. It wants weights whose zero points are written and are shared
-    by no two layers; a model of others is opened as onnxruntime opens it.
+    other processors the option changes nothing. It wants weights whose zero points are written, and layers of
+    which no two share a weight or its zero point, so these are given copies. A model without zero points, or
+    with shared weights in a file beside it, is opened as onnxruntime opens it.
 Float where the file says float
     ``session.qdq_matmulnbits_accuracy_level`` of 1 keeps the activations of a MatMul with dequantized weights
     in float, where onnxruntime would quantize them to 8 bits.
@@ -42,6 +43,8 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _EXACT_SUMS = "session.x64quantprecision"
 _FLOAT_ACTIVATIONS = "session.qdq_matmulnbits_accuracy_level"
 
+_NO_INTEGER_OPERATORS = "session.disable_quant_qdq"
+
 _SHARED = "Attempt to replace the existing tensor"
 """What onnxruntime says where two layers share a weight, or its zero point, that is to be made unsigned."""
 
@@ -54,7 +57,12 @@ _BLOCKING = "NchwcTransformer"
 
 
 def session_options(
-    *, threads: int | None = None, stock: bool = False, exact_sums: bool = True, optimized: bool = True
+    *,
+    threads: int | None = None,
+    stock: bool = False,
+    exact_sums: bool = True,
+    optimized: bool = True,
+    fused: bool = True,
 ) -> onnxruntime.SessionOptions:
     """Return the options of a session.
 
@@ -69,6 +77,8 @@ def session_options(
         Whether sums may not saturate, if not.
     optimized : bool
         Whether onnxruntime may change the graph before it runs it.
+    fused : bool
+        Whether it may put an integer operator in the place of an operator and the quantizers around it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -77,6 +87,8 @@ def session_options(
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not fused:
+        options.add_session_config_entry(_NO_INTEGER_OPERATORS, "1")
     if not stock:
         options.add_session_config_entry(_FLOAT_ACTIVATIONS, "1")
         if exact_sums:
@@ -91,6 +103,7 @@ def open_session(
     threads: int | None = None,
     stock: bool = False,
     optimized: bool = True,
+    fused: bool = True,
 ) -> InferenceSession:
     """Load a model into onnxruntime, on the CPU.
 
@@ -100,7 +113,7 @@ def open_session(
         A model file, or its contents.
     name : str
         What an error calls the model.
-    threads, stock, optimized
+    threads, stock, optimized, fused
         As for `session_options`.
 
     Raises
@@ -110,11 +123,13 @@ def open_session(
     """
     source = model if isinstance(model, bytes) else os.fspath(model)
 
-    def load(exact_sums: bool, without: Sequence[str] = ()) -> InferenceSession:
-        options = session_options(threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized)
+    def load(model: str | bytes, without: Sequence[str] = (), *, exact_sums: bool = True) -> InferenceSession:
+        options = session_options(
+            threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized, fused=fused
+        )
         # its own way back from an error prints, and tries the same again
         return InferenceSession(
-            source,
+            model,
             options,
             providers=_PROVIDERS,
             enable_fallback=0,
@@ -129,14 +144,14 @@ def open_session(
         plain = stock or not saturates() or _lacks_zero_points(proto)
         del proto  # before onnxruntime holds the same again
         if plain:
-            return load(exact_sums=False)
-        for without in ((), _MERGING):
+            return load(source, exact_sums=False)
+        for unshared, without in ((False, ()), (False, _MERGING), (True, _MERGING)):
             try:
-                return load(exact_sums=True, without=without)
+                return load(_with_own_weights(source) if unshared else source, without)
             except Exception as error:
                 if _SHARED not in str(error):
                     raise
-        return load(exact_sums=False)
+        return load(source, exact_sums=False)
     except Exception as error:  # onnxruntime's exceptions share no other base
         reason = re.sub("Load model from .* failed: ?", "", first_line(error))  # at times a temporary file
         raise ModelError(f"{name}: onnxruntime refuses it ({reason})") from None
@@ -161,6 +176,50 @@ def _read(source: str | bytes) -> onnx.ModelProto:
         model: onnx.ModelProto = onnx.ModelProto.FromString(source)
         return model
     return onnx.load(source, load_external_data=False)
+
+
+def _with_own_weights(source: str | bytes) -> str | bytes:
+    """Return a model whose layers have int8 weights and zero points of their own, if its file holds them."""
+    model = _read(source)
+    graph = model.graph
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in graph.initializer):
+        return source
+    shared = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
+    weights = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in shared
+    }
+    taken, nodes = set[str](), list[onnx.NodeProto]()
+    prefix = "own"
+    while any(name.startswith(prefix) for node in graph.node for name in (*node.input, *node.output)):
+        prefix += "_"
+
+    def own(node: onnx.NodeProto) -> None:
+        for index, name in enumerate(node.input):
+            if name not in shared and name not in weights:
+                continue
+            if name in taken:
+                node.input[index] = copy = f"{prefix}{len(taken)}"
+                taken.add(copy)
+                if name in shared:
+                    graph.initializer.add().CopyFrom(shared[name])
+                    graph.initializer[-1].name = copy
+                    shared[copy] = graph.initializer[-1]
+                else:
+                    again = onnx.NodeProto()
+                    again.CopyFrom(weights[name])
+                    again.output[0] = copy
+                    own(again)
+            taken.add(name)
+        nodes.append(node)
+
+    for node in list(graph.node):
+        own(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    changed: bytes = model.SerializeToString()
+    return changed
 
 
 def _lacks_zero_points(model: onnx.ModelProto) -> bool:

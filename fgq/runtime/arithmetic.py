@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from fgq.kernels.elementwise import Add, Multiply
 from fgq.runtime.orders import Order
-from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.quantizers import (
+    Quantized,
+    Requantization,
+    is_operator,
+    overflows,
+    read_quantized,
+    read_result,
+)
 from fgq.runtime.step import Array, Call, Step, broadcast
 from fgq.scheme import Quantizer
 
@@ -137,7 +144,7 @@ def read_binary(node: ir.Node) -> BinaryStep | None:
     if one is None or other is None:
         return None
     result, made = read_result(node.outputs[0])
-    if made is None:
+    if made is None or overflows(node):
         return None
     # onnxruntime's sums of int8 round otherwise than those of the uint8 128 above them
     if any(value.dtype != ir.DataType.UINT8 for value in (one.source, other.source, result)):

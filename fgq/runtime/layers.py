@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fgq.container import constant, is_unpack, read_weight
 from fgq.qtensor import QuantizedTensor
-from fgq.runtime.quantizers import Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.quantizers import Requantization, is_operator, overflows, read_quantized, read_result
 from fgq.runtime.windows import may_crop
 from fgq.scheme import Quantizer
 
@@ -144,7 +144,7 @@ def _recognise(node: ir.Node) -> IntegerLayer | None:
     if kind == "conv" and may_crop(node, weight.shape[2:]):
         return None
     activation = read_quantized(node.inputs[1 - index])
-    if activation is None:
+    if activation is None or overflows(node):
         return None
     bias = None
     if len(node.inputs) > 2 and node.inputs[2] is not None:

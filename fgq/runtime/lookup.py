@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fgq import ort
 from fgq.container import constant
 from fgq.kernels.lookup import Lookup
+from fgq.runtime.misread import is_misread
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
 from fgq.runtime.step import Array, Call, Step
@@ -141,7 +142,12 @@ def _tabulate(
     dtype = np.int8 if source.dtype == ir.DataType.INT8 else np.uint8
     every = np.arange(256, dtype=np.int16) - (128 if dtype == np.int8 else 0)
     try:
-        session = ort.open_session(model.SerializeToString(), "a function of one activation", threads=1)
+        session = ort.open_session(
+            model.SerializeToString(),
+            "a function of one activation",
+            threads=1,
+            fused=not any(is_misread(node) for node in nodes),
+        )
         (table,) = session.run(None, {str(source.name): every.astype(dtype)})
     except Exception:  # onnxruntime's exceptions share no other base
         return None

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from fgq.kernels import Window
 from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
-from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.quantizers import (
+    Quantized,
+    Requantization,
+    is_operator,
+    overflows,
+    read_quantized,
+    read_result,
+)
 from fgq.runtime.step import Array, Call, Step
 from fgq.runtime.windows import may_crop, read_window
 
@@ -122,7 +129,7 @@ def read_pool(node: ir.Node) -> PoolStep | None:
     if given is None or any(output.uses() for output in node.outputs[1:]):
         return None
     result, made = read_result(node.outputs[0])
-    if made is None or result.dtype != given.source.dtype:
+    if made is None or result.dtype != given.source.dtype or overflows(node):
         return None
     kernel = node.attributes.get_ints("kernel_shape", ())
     if node.op_type == "GlobalAveragePool":

@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fgq.container import ACTIVATION_BOUNDS, constant
 from fgq.scheme import Quantizer
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+_MOST_SUM = 2.0**31
+"""No sum of products of integers is larger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -54,6 +60,39 @@ class Requantization:
 def is_operator(node: ir.Node | None, *op_types: str) -> bool:
     """Tell whether a node is one of some standard operators."""
     return node is not None and node.domain == "" and node.op_type in op_types
+
+
+def overflows(node: ir.Node) -> bool:
+    """Tell whether an operator's quantizers have scales whose values or products float32 cannot hold.
+
+    Integers then cannot stand for real values: a sum of zero would be multiplied by infinity.
+
+    Parameters
+    ----------
+    node : onnx_ir.Node
+        An operator, with or without quantizers around it.
+    """
+    scales = [scale for value in node.inputs[:2] if (scale := dequantized_by(value)) is not None]
+    if not scales:
+        return False
+    given = [float(np.abs(scale.astype(np.float64)).max(initial=0.0)) for scale in scales]
+    numbers = [255.0 * scale for scale in given]
+    if len(given) == 2 and is_operator(node, "Conv", "Gemm", "MatMul", "Mul"):
+        given = [given[0] * given[1]]
+        numbers.append(_MOST_SUM * given[0])
+    made = read_result(node.outputs[0])[1]
+    if made is not None:
+        numbers += [scale / made.quantizer.scale for scale in given]
+    return not all(number <= _LARGEST for number in numbers)
+
+
+def dequantized_by(value: ir.Value | None) -> NDArray[np.float32] | None:
+    """Return the constant scales of the DequantizeLinear that makes a value, None where there are none."""
+    node = None if value is None else value.producer()
+    if node is None or not is_operator(node, "DequantizeLinear"):
+        return None
+    scale = constant(node.inputs[1])
+    return None if scale is None or scale.dtype != np.float32 else scale
 
 
 def read_quantized(value: ir.Value | None) -> Quantized | None:

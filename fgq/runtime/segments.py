@@ -14,6 +14,7 @@ from fgq.container import constant, is_unpack, unpacked
 from fgq.errors import DataError, FgqError, ModelError, first_line
 from fgq.ort_values import needs_values, run_values
 from fgq.runtime import operators
+from fgq.runtime.misread import is_misread
 from fgq.runtime.plan import Segment
 from fgq.runtime.step import Array, Call
 
@@ -124,7 +125,12 @@ class SegmentStep(ForeignStep):
         self._inputs = [str(value.name) for value in segment.inputs]
         self._outputs = [str(value.name) for value in segment.outputs]
         with onnx_file.on_disk(segment.model) as path:
-            self.session = ort.open_session(path, "a part of the model", threads=threads)
+            self.session = ort.open_session(
+                path,
+                "a part of the model",
+                threads=threads,
+                fused=not any(is_misread(node) for node in segment.model.graph.all_nodes()),
+            )
         self._needs_values = needs_values(self.session)
         self._filled = _read_by_recurrent(segment)
         self._joined = list(_joined(segment))

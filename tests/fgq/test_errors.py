@@ -68,3 +68,21 @@ def test_nothing_else_leaves_a_command(command, monkeypatch):
     assert (outcome.code, outcome.out) == (2, "")
     (line,) = outcome.err.splitlines()
     assert line == "fgq: error: inspect: found something that fgq cannot use (TypeError: of another type)"
+
+
+@pytest.mark.parametrize("kind", [errors.FgqError, ModelError])
+def test_a_message_is_one_line_whatever_names_a_file_holds(kind):
+    name = "one\ntwo\x0b\x1b[31m\u202e"
+    assert str(kind(f"{name}: found a name")) == "one\\ntwo\\x0b\\x1b[31m\\u202e: found a name"
+    again = kind(f"m.onnx: {kind(name)}")
+    assert str(again) == "m.onnx: one\\ntwo\\x0b\\x1b[31m\\u202e"
+
+
+def test_the_names_of_a_model_stay_in_one_line(model):
+    (product,) = model.graph.node
+    product.op_type, product.domain = "Mat\nMul", "other\x0b"
+    with pytest.raises(ModelError) as caught:
+        Session(model.SerializeToString(), allow_float=True, fallback=False)
+    assert str(caught.value).startswith(
+        "Mat\\nMul: found the operator Mat\\nMul, which runs in onnxruntime only"
+    )

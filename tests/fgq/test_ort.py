@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -45,8 +46,40 @@ def test_sums_do_not_saturate():
     np.testing.assert_array_equal(y, np.full((3, 4), 8 * 255 * 127, np.float32))
 
 
-def test_weights_that_layers_share_are_no_hindrance():
-    open_session(product(shared=True).SerializeToString(), "model")
+def test_sums_with_weights_that_layers_share_do_not_saturate(tmp_path):
+    model, x = product(shared=True), np.full((3, 8), 255, np.float32)
+    onnx.save(model, tmp_path / "model.onnx")
+    for source in (model.SerializeToString(), tmp_path / "model.onnx"):
+        for found in open_session(source, "model").run(None, {"x": x}):
+            np.testing.assert_array_equal(found, np.full((3, 4), 8 * 255 * 127, np.float32))
+
+
+def test_sums_with_a_dequantized_weight_that_layers_share_do_not_saturate():
+    model, x = product(shared=True), np.full((3, 8), 255, np.float32)
+    first, again = (node for node in model.graph.node if node.input[0] == "w")
+    second = model.graph.node[-1]
+    model.graph.node.remove(again)
+    first.output[0] = second.input[1] = model.graph.node[3].input[1] = "own1"
+    model.graph.node.add().CopyFrom(helper.make_node("MatMul", ["xd", "own1"], ["t"]))
+    model.graph.output.add(name="t")
+    for found in open_session(model.SerializeToString(), "model").run(None, {"x": x}):
+        np.testing.assert_array_equal(found, np.full((3, 4), 8 * 255 * 127, np.float32))
+
+
+def test_integer_sums_with_weights_that_layers_share_do_not_saturate():
+    w = np.full((8, 4), 127, np.int8)
+    nodes = [helper.make_node("MatMulInteger", [name, "w"], [f"{name}_sums"]) for name in "ab"]
+    graph = helper.make_graph(
+        nodes,
+        "sums",
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", 8]) for name in "ab"],
+        [helper.make_tensor_value_info(f"{name}_sums", TensorProto.INT32, None) for name in "ab"],
+        [numpy_helper.from_array(w, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = np.full((3, 8), 255, np.uint8)
+    for found in open_session(model.SerializeToString(), "model").run(None, {"a": x, "b": x}):
+        np.testing.assert_array_equal(found, np.full((3, 4), 8 * 255 * 127, np.int32))
 
 
 def test_a_model_that_onnxruntime_refuses():

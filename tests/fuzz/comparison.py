@@ -16,6 +16,7 @@ from drawing import Array, Feeds, session
 from onnx import TensorProto, helper
 
 import fgq
+from fgq.ort import open_session
 
 TOLERANCE = 3e-5
 """Of the largest result: what the order of sums in float32 may change."""
@@ -41,8 +42,8 @@ class Verdict(NamedTuple):
 class Reference:
     """A model in onnxruntime, whose integers may saturate on x86 without VNNI, in two ways of adding.
 
-    The way that is exact there (``session.x64quantprecision``) is in turn wrong, or fails, where layers share
-    the zero points of their weights; so results are right that agree with either.
+    The way that is exact there (`fgq.ort`) is not to be had for every model, and an ``InferenceSession``
+    without options has the other; so results are right that agree with either.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class Reference:
         """Return the outputs by exact sums, or None where that cannot be."""
         try:
             if self._precise is None:
-                self._precise = session(self._model, session__x64quantprecision="1")
+                self._precise = open_session(self._model, "model", threads=1)
             found: list[Array] = self._precise.run(None, feeds)
         except Exception:  # onnxruntime's exceptions share no other base
             return None

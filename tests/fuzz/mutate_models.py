@@ -28,6 +28,7 @@ from comparison import Reference, compare, distance
 from drawing import Array, Feeds, draw
 from graphs import convert, draw_options, valid_feeds
 from mutating import byte_by_byte, field_by_field
+from stated import is_misread_somewhere, quantizes_nan
 from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
@@ -222,8 +223,11 @@ def run_file(
         if not distance(first, wanted) or not (_finite(first) and _finite(wanted)):
             continue  # what becomes of NaN and infinity depends on where they stand (docs/runtime.md)
         stage("comparison")
+        model = onnx.ModelProto.FromString(data)
         try:
-            verdict = compare(onnx.ModelProto.FromString(data), one, first, reference.nearer(one, first))
+            if quantizes_nan(model, one):
+                continue
+            verdict = compare(model, one, first, reference.nearer(one, first))
         except Exception as error:
             return Outcome(
                 index,
@@ -231,6 +235,8 @@ def run_file(
                 f"not compared: {type(error).__name__}",
                 f"{distance(first, wanted)}; {error}",
             )
+        if verdict.name == "fusion" and is_misread_somewhere(model):
+            continue
         if verdict.name not in ("equal", "step"):
             return Outcome(index, "difference", f"{verdict.name}: {verdict.where}", verdict.detail)
     return Outcome(index, "ok", "runs")

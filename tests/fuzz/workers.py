@@ -205,7 +205,7 @@ def judge(error: Exception, index: int, where: str) -> Outcome:
         detail = "".join(traceback.format_exception(error))[-2500:]
         return Outcome(index, "exception", f"{where}: {kind_of(error)}", detail)
     message = str(error)
-    if len(message.splitlines()) != 1:  # control characters are taken out where it is printed
+    if not message or not message.isprintable():
         return Outcome(index, "message", f"{where}: not one line: {plain(message)}", message[:500])
     return Outcome(index, "refused", plain(message), message[:300])
 
