@@ -318,8 +318,9 @@ def _window(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
         yield f"found weights of {len(weights)} axes, wanted 3 or more"
     elif lengths and next(iter(lengths.values())) != len(weights) - 2:
         yield f"found {next(iter(lengths))} of {next(iter(lengths.values()))} axes, wanted {len(weights) - 2}"
-    elif (kernel := node.attributes.get_ints("kernel_shape", ())) and list(kernel) != weights[2:]:
-        yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
+    elif kernel := node.attributes.get_ints("kernel_shape", ()):
+        if any(size not in (None, taps) for taps, size in zip(kernel, weights[2:], strict=True)):
+            yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
 
 
 def _attention(node: ir.Node, sizes: _Sizes) -> Iterator[str]:
