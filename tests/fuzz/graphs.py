@@ -179,11 +179,36 @@ def valid_feeds(drawn: Drawn) -> list[Feeds]:
     for feeds in drawn.feeds[1:]:
         try:
             results = float_session.run(None, feeds)
+            if joins_nothing(drawn.model, feeds):
+                continue
         except Exception:
             continue
         if all(isinstance(array, np.ndarray) and np.isfinite(array).all() for array in results):
             valid.append(feeds)
     return valid
+
+
+def joins_nothing(model: onnx.ModelProto, feeds: Feeds) -> bool:
+    """Tell whether a Concat joins arrays of nothing to others of other sizes.
+
+    ONNX forbids it; onnxruntime takes it, and gives memory that nobody has written.
+    """
+    concats = [node for node in model.graph.node if node.op_type == "Concat" and len(node.input) > 1]
+    if not concats or all(array.size for array in feeds.values()):
+        return False
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    names = dict.fromkeys(name for node in concats for name in node.input)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    parts = dict(zip(names, session(exposed.SerializeToString()).run(None, feeds), strict=True))
+    for node in concats:
+        arrays = [parts[name] for name in node.input]
+        axis = onnx.helper.get_node_attr_value(node, "axis")
+        others = {tuple(np.delete(array.shape, axis)) for array in arrays}
+        if len(others) > 1:
+            return True
+    return False
 
 
 def disagrees(model: onnx.ModelProto, sizes: dict[str, tuple[int, ...]]) -> bool:
