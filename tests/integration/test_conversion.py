@@ -230,6 +230,25 @@ def test_additions_far_larger_than_the_products_before_them(make_model, check_in
     check_integers(result.model, feeds, rtol=1e-6)
 
 
+@pytest.mark.parametrize("recipe", ["fgq", "calibrated", "omse-int4"])
+@pytest.mark.parametrize("layer", ["y = Gemm(x, w, k)", "a = MatMul(x, w)  y = Add(a, k)"])
+def test_the_bias_of_a_layer_without_weights(make_model, run, layer, recipe):
+    weights = {"w": np.zeros((16, 5), np.float32), "k": normal(5)}
+    text = f"""(float[N,16] x) => (float z) {{
+        {layer}
+        z = Gemm(y, v)
+    }}"""
+    model, feeds = make_model(text, weights | {"v": np.eye(5, dtype=np.float32)}), {"x": 20 * normal(64, 16)}
+    result = convert(
+        model, calibration=feeds, recipe=recipe, weights="int8" if recipe == "omse-int4" else None
+    )
+    (wanted,) = run(model, feeds)
+    # a step of 8 bits each for the values between and for the weights behind
+    most = np.abs(wanted).max() / 100
+    for (found,) in run(result.model, feeds), Session(result.model.SerializeToString()).run(None, feeds):
+        np.testing.assert_allclose(found, wanted, 0, most)
+
+
 def test_a_mask_that_is_added_behind_a_product(make_model, check_integers):
     weights = {"w": normal(16, 5), "k": np.array([0, 0, -np.inf, 0, -np.inf], np.float32)}
     text = """(float[N,16] x) => (float y) {
