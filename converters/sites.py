@@ -39,9 +39,10 @@ class Site:
         Whether an integer operator computes the tensor; then every reader takes the quantized values, so
         that the operator's result is nothing but integers, but for those in `real`.
     real : set of onnx_ir.Node
-        Readers that must see the real values: poolings that stay float (`float_pools`) and a Softmax before a
-        quantizer, both of which onnxruntime would fuse with quantizers on both sides (its QLinearSoftmax
-        gives 0 where the largest integer is exceeded), and the model's own quantizers (`fgq.converters.own`).
+        Readers that must see the real values: poolings that stay float (`float_pools`), a Softmax before a
+        quantizer, and products with float weights before one, all of which onnxruntime would fuse with
+        quantizers on both sides (its QLinearSoftmax gives 0 where the largest integer is exceeded, and float
+        weights become 8-bit ones of one scale), and the model's own quantizers (`fgq.converters.own`).
     same_as : Site or None
         The site before a pooling maximum or a change of layout, whose 8-bit quantizer holds here too.
     """
@@ -114,7 +115,7 @@ def find_sites(model: ir.Model, choices: Sequence[Choice]) -> list[Site]:
 
     def stays_real(node: ir.Node) -> bool:
         wraps = node.domain == "" and node.op_type == "Softmax" and node.outputs[0] in origins
-        return wraps or bool(_obstacle(node)) or goes_to_quantizer(node)
+        return wraps or bool(_obstacle(node)) or goes_to_quantizer(node) or _is_rounded(node, sites)
 
     for entry in sites.values():
         entry.real = {
@@ -147,11 +148,41 @@ def _obstacle(node: ir.Node) -> str:
     return ""
 
 
+def _is_rounded(node: ir.Node, sites: Mapping[ir.Value, Site]) -> bool:
+    """Tell whether a node is a product that goes to a quantizer alone, or through a bound or a layout.
+
+    Between quantizers onnxruntime rounds float weights to int8, all of a layer by one scale, and whether the
+    result is an output of the model too makes no difference to it.
+    """
+    if node.domain != "" or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    value, may_add = node.outputs[0], node.op_type == "MatMul"
+    while value not in sites or may_add:
+        readers = list(value.consumers())
+        if len(readers) != 1 or readers[0].graph is not node.graph:
+            return False
+        (reader,) = readers
+        if may_add:
+            if (reader.domain, reader.op_type) != ("", "Add") or all(map(_is_computed, reader.inputs)):
+                return False
+            may_add = False  # onnxruntime makes a Gemm of both
+        elif goes_to_quantizer(reader):
+            return True
+        elif not (is_bound(reader) or is_layout(reader)):
+            return False
+        value = reader.outputs[0]
+    return True
+
+
 def _operands(node: ir.Node) -> Iterator[ir.Value]:
     """Yield the operands of a joint that are computed."""
     for value in node.inputs:
-        if value is not None and constant(value) is None:
+        if value is not None and _is_computed(value):
             yield value
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    return constant(value) is None
 
 
 def _result(node: ir.Node) -> ir.Value:

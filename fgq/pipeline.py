@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ from fgq.calibrate import observe, range_warnings
 from fgq.check import CheckData, check_data
 from fgq.config import ConversionConfig, Recipe
 from fgq.container import sign
+from fgq.converters.biases import find_bias
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.dynamic import quantize_inputs
 from fgq.converters.layers import FloatNode, find_layers
@@ -525,7 +527,7 @@ def _origin(site: Site) -> Site:
 def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) -> Task:
     """Say what is known of a layer before its weights are quantized."""
     layer = choice.layer
-    bias = layer.bias_array
+    bias = find_bias(layer)
     input_scale = least = None
     if choice.activations is not None and not choice.activations.is_dynamic:
         input_scale = own_scale(layer.activation)
@@ -533,10 +535,9 @@ def _task(choice: Choice, quantizers: Mapping[Site, Mapping[int, Quantizer]]) ->
             by_tensor = {site.tensor: found for site, found in quantizers.items()}
             input_scale = by_tensor[layer.activation][choice.activations.width].scale
         if bias is not None:
-            try:
-                least = least_row_scale(bias, input_scale, layer.products)
-            except FgqError as error:
-                raise type(error)(f"{layer.name}: {error}") from None
+            # onnxruntime makes an int32 bias of the Add behind a MatMul too, and does not keep it in range
+            values = np.where(np.isfinite(bias.values), bias.values, 0)  # as of masks of -inf
+            least = least_row_scale(values, input_scale, layer.products)
     return Task(layer=layer, scheme=choice.weights, input_scale=input_scale, least=least)
 
 

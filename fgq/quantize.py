@@ -18,6 +18,10 @@ _CHUNK = 1 << 21
 """Weights worked on at once; bounds the memory of the float64 temporaries to some 200 MB."""
 
 
+_NO_BIAS = 1e-30
+"""Row scales that are of no use to a bias, as it is zero."""
+
+
 def quantize_weight(
     weight: NDArray[np.floating],
     scheme: WeightScheme,
@@ -47,7 +51,8 @@ def quantize_weight(
     Returns
     -------
     QuantizedTensor
-        A row of zeros takes the median of the other row scales (1 if there is none).
+        A row of zeros takes the median of the other row scales (1 if there is none), or a finer one that
+        leaves its bias 24 bits.
 
     Raises
     ------
@@ -71,7 +76,7 @@ def quantize_weight(
     return assemble(
         codes,
         alpha,
-        _fill_unused(row_scale, least) if per_channel else _fill_unused(row_scale, least).reshape(()),
+        fill_unused(row_scale, least) if per_channel else fill_unused(row_scale, least).reshape(()),
         scheme,
         shape=weight.shape,
         group_axis=group_axis,
@@ -349,7 +354,25 @@ def int8_rows(
     return codes.astype(np.int8), row_scale.astype(np.float32)
 
 
-def _fill_unused(row_scale: NDArray[np.float32], least: NDArray[np.float64] | None) -> NDArray[np.float32]:
+def fill_unused(row_scale: NDArray[np.float32], least: NDArray[np.float64] | None) -> NDArray[np.float32]:
+    """Give rows of zeros the scale of the others, or a finer one where their bias asks for it.
+
+    Parameters
+    ----------
+    row_scale : ndarray of float32, shape (M,)
+        0 for a row of zeros.
+    least : ndarray of float64, shape (M,), or None
+        Lower bounds, those of `least_row_scale`.
+
+    Returns
+    -------
+    ndarray of float32, shape (M,)
+        All positive.
+    """
     used = row_scale[row_scale > 0]
-    fill = bounded_row_scale(np.full(row_scale.shape, np.median(used) if used.size else 1.0), least)
-    return np.where(row_scale > 0, row_scale, fill).astype(np.float32)
+    fill = np.full(row_scale.shape, np.median(used) if used.size else 1.0)
+    if least is not None:
+        # the bias is rounded to this scale: 2**24 steps are the digits of a float32
+        enough = least * (BIAS_LIMIT / (1 << 24))
+        fill = np.where(enough > _NO_BIAS, np.minimum(fill, enough), fill)
+    return np.where(row_scale > 0, row_scale, bounded_row_scale(fill, least)).astype(np.float32)

@@ -25,7 +25,7 @@ _LONGEST = 1 << 14
 _FOLLOWED = frozenset("Add Cast Concat Gather Identity Mul Size Slice Squeeze Sub Unsqueeze Where".split())
 """Operators whose values onnx follows, whatever their type."""
 
-_POOLS = frozenset({"AveragePool", "LpPool", "MaxPool"})
+POOLS = frozenset({"AveragePool", "LpPool", "MaxPool"})
 
 _OPAQUE = "fgq.opaque"
 """A domain of which onnx knows nothing."""
@@ -126,14 +126,14 @@ def _forget_pool(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
     entries = (*inferred.input, *inferred.value_info, *inferred.output)
     shapes = {entry.name: entry.type.tensor_type for entry in entries}
     for node in graph.node:
-        if node.domain != "" or node.op_type not in _POOLS or node.output[0] not in shapes:
+        if node.domain != "" or node.op_type not in POOLS or node.output[0] not in shapes:
             continue
         attributes = {found.name: onnx.helper.get_attribute_value(found) for found in node.attribute}
         given = shapes.get(node.input[0])
         if not attributes.get("ceil_mode") or given is None:
             continue
         found = shapes[node.output[0]]
-        sizes = _windows([dim.dim_value for dim in given.shape.dim][2:], attributes)
+        sizes = windows([dim.dim_value for dim in given.shape.dim][2:], attributes)
         changed = False
         for dim, size in zip(found.shape.dim[2:], sizes, strict=False):
             if size is not None and dim.dim_value != size:
@@ -147,8 +147,16 @@ def _forget_pool(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
     return False
 
 
-def _windows(sizes: Sequence[int], attributes: Mapping[str, Any]) -> list[int | None]:
-    """Return how many windows a pooling with ``ceil_mode`` has along each axis, None if unknown."""
+def windows(sizes: Sequence[int], attributes: Mapping[str, Any]) -> list[int | None]:
+    """Return how many windows a pooling with ``ceil_mode`` has along each axis, None if unknown.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Of the image; 0 where unknown.
+    attributes : mapping of str to value
+        The node's attributes as onnx reads them.
+    """
     kernel, axes = attributes["kernel_shape"], len(sizes)
     strides, dilations = (attributes.get(name) or [1] * axes for name in ("strides", "dilations"))
     if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):

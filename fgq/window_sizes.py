@@ -64,8 +64,9 @@ def window_faults(node: ir.Node, sizes: Sizes) -> Iterator[str]:
         yield f"found weights of {len(weights)} axes, wanted 3 or more"
     elif lengths and next(iter(lengths.values())) != len(weights) - 2:
         yield f"found {next(iter(lengths))} of {next(iter(lengths.values()))} axes, wanted {len(weights) - 2}"
-    elif (kernel := node.attributes.get_ints("kernel_shape", ())) and list(kernel) != weights[2:]:
-        yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
+    elif kernel := node.attributes.get_ints("kernel_shape", ()):
+        if any(size not in (None, taps) for taps, size in zip(kernel, weights[2:], strict=True)):
+            yield f"kernel_shape: found {list(kernel)}, wanted {weights[2:]}, as the weights have"
 
 
 def _pool(node: ir.Node, image: Sequence[int | None]) -> Iterator[str]:

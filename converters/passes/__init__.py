@@ -15,6 +15,7 @@ from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
 from fgq.converters.passes.fold_constants import FoldConstants
 from fgq.converters.passes.mean_to_pool import MeanToPool
 from fgq.converters.passes.plain_gemm import PlainGemm
+from fgq.converters.passes.plain_pools import PlainPools
 from fgq.converters.passes.sum_to_add import SumToAdd
 from fgq.errors import ModelError, SizeError, first_line, unexpected
 from fgq.geometry import check_geometry
@@ -27,6 +28,7 @@ __all__ = [
     "FoldConstants",
     "MeanToPool",
     "PlainGemm",
+    "PlainPools",
     "SumToAdd",
     "passes",
     "prepare",
@@ -43,6 +45,7 @@ def passes() -> list[ir.passes.PassBase]:
         FoldConstants(),
         SumToAdd(),
         InferShapes(),
+        PlainPools(),
         MeanToPool(),
         ConstantShape(),
         FoldBatchNorm(),
@@ -56,10 +59,10 @@ def prepare(model: ir.Model) -> None:
     """Bring a float model, in place, to the shape in which layers are looked for.
 
     Afterwards functions are inlined, every constant is an initializer of the main graph, layout operators
-    on constants are gone, shapes of Reshape are constants where one axis at most is open, means over pixels
-    are poolings, batch normalization is folded into the convolutions before it, Gemm has alpha = beta = 1
-    and a bias of one axis, every node has a name that no other node of its graph has, and
-    shapes are inferred.
+    on constants are gone, shapes of Reshape are constants where one axis at most is open, means over
+    pixels are poolings, ceil_mode stands where it adds windows, batch normalization is folded into the
+    convolutions before it, Gemm has alpha = beta = 1 and a bias of one axis, every node has a name that
+    no other node of its graph has, and shapes are inferred.
 
     Parameters
     ----------

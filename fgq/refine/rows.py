@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.quantize import fit_matrix, int8_rows
+from fgq.quantize import fill_unused, fit_matrix, int8_rows
 from fgq.refine.moments import Float, Single
 from fgq.scheme import Codes, Granularity, WeightScheme
-from fgq.ternary import bounded_row_scale
 
 
 class Grouping(NamedTuple):
@@ -150,11 +149,9 @@ def _together(
     row_scale: NDArray[np.float32],
     least: Float | None,
 ) -> Rows:
-    # A row of zeros may have any scale.
-    positive = np.where(row_scale > 0, row_scale, 1.0).astype(np.float64)
     M = len(weights)
     return Rows(
         np.ascontiguousarray(codes.reshape(M, -1)),
         np.broadcast_to(alpha, (M, alpha.shape[1])),
-        np.broadcast_to(bounded_row_scale(positive, least), M),
+        np.broadcast_to(fill_unused(row_scale, least).astype(np.float64), M),
     )

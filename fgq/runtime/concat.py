@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.errors import DataError
 from fgq.kernels.concat import Concat
 from fgq.kernels.lookup import requantization_table
 from fgq.runtime.orders import Order, place_of
@@ -64,6 +65,13 @@ class ConcatStep(Step):
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
         shape = list(arrays[0].shape)
+        for array in arrays:
+            shape[self._axis] = array.shape[self._axis]
+            if list(array.shape) != shape:
+                found = ", ".join(str(list(each.shape)) for each in arrays)
+                raise DataError(
+                    f"{self.name}: found parts of {found}, wanted equal sizes along all axes but one"
+                )
         shape[self._axis] = sum(array.shape[self._axis] for array in arrays)
         return tuple(shape)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.errors import DataError
 from fgq.kernels import Window
 from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
@@ -91,6 +93,12 @@ class PoolStep(Step):
             return GlobalAveragePool(x, out, **quantizers)
         padding = bool(self._node.attributes.get_int("count_include_pad", 0))
         window = self._window(x)
+        if not self._node.attributes.get_int("ceil_mode", 0):
+            # onnxruntime divides by all taps, those beyond the padding of an image that is too small too
+            top, left, *after = window.pads
+            more = (max(-room, 0) for room in self._rooms(x.shape[1:3], window))
+            bottom, right = (pad + rest for pad, rest in zip(after, more, strict=True))
+            window = replace(window, pads=(top, left, bottom, right))
         return AveragePool(x, out, self._kernel, window, count_padding=padding, **quantizers)
 
     def _is_global(self, x: Array) -> bool:
@@ -103,20 +111,30 @@ class PoolStep(Step):
         assert window is not None
         return window
 
+    def _rooms(self, image: Sequence[int], window: Window) -> list[int]:
+        """Return how far a window can move along each axis; below 0 where the padded image holds none."""
+        return [
+            size + window.pads[axis] + window.pads[axis + 2]
+            - (self._kernel[axis] - 1) * window.dilations[axis] - 1
+            for axis, size in enumerate(image)
+        ]  # fmt: skip
+
     def _size(self, height: int, width: int, window: Window) -> tuple[int, int]:
         """Return the size of the result (ONNX MaxPool and AveragePool, ceil_mode)."""
         sizes = []
-        for axis, size in enumerate((height, width)):
-            before, after = window.pads[axis], window.pads[axis + 2]
-            reach = (self._kernel[axis] - 1) * window.dilations[axis] + 1
+        rooms = self._rooms((height, width), window)
+        for axis, (size, room) in enumerate(zip((height, width), rooms, strict=True)):
             stride = window.strides[axis]
-            room = size + before + after - reach
             count = room // stride + 1
-            if room < 0 and self._node.op_type == "MaxPool":
+            if room < 0:
                 count = 1 - -room // stride  # onnxruntime divides towards zero
+                if count < 0:
+                    raise DataError(
+                        f"{self.name}: found an image of {height} x {width}, wanted one that holds a window"
+                    )
             elif self._node.attributes.get_int("ceil_mode", 0) and room % stride:
                 # a window must begin inside the image or the padding before it
-                count += int(count * stride < size + before)
+                count += int(count * stride < size + window.pads[axis])
             sizes.append(count)
         return sizes[0], sizes[1]
 

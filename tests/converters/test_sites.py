@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from fgq import Session, convert
 from fgq.config import Activations
@@ -334,3 +335,38 @@ def test_an_addend_of_more_axes_than_the_product(make_model, run, rng, shape, mo
     assert theirs.shape == ours.shape == exact.shape
     np.testing.assert_allclose(theirs, exact, 0, 0.05 * np.abs(exact).max())
     np.testing.assert_allclose(ours, theirs, 0, 1e-5 * np.abs(exact).max())
+
+
+FLOAT_PRODUCTS = {
+    "Conv": ("c = Conv(b, k)", np.s_[:, 0]),
+    "ConvTranspose": ("c = ConvTranspose(b, k)", np.s_[0]),
+    "Gemm": ("c = Gemm(b, k)", np.s_[0]),
+    "MatMul": ("d = MatMul(b, k)  c = Add(d, t)", np.s_[0]),
+}
+"""Layers, and which of their weights meet the first channel."""
+
+
+@pytest.mark.parametrize("operator", FLOAT_PRODUCTS)
+@pytest.mark.parametrize("outputs", ["float y", "float y, float c"])
+def test_products_that_stay_float_keep_their_weights(make_model, run, rng, operator, outputs):
+    # between quantizers onnxruntime rounds float weights to int8, all of them by one scale
+    call, first = FLOAT_PRODUCTS[operator]
+    flat = operator in ("Gemm", "MatMul")
+    layer, size, ones = ("Gemm<transB=1>", "", ()) if flat else ("Conv", ",4,4", (1, 1))
+    text = f"""(float[N,5{size}] x) => ({outputs}) {{
+        a = {layer}(x, u)
+        b = Relu(a)
+        {call}
+        e = Relu(c)
+        y = {layer}(e, v)
+    }}"""
+    weights = {"u": normal(rng, 6, 5, *ones), "k": normal(rng, 6, 6, *ones), "v": normal(rng, 3, 6, *ones)}
+    weights["t"] = normal(rng, 6)
+    weights["u"][0] = 0  # the first channel holds zeros, and its weights set the scale alone
+    weights["k"][first] *= 1e4
+    model, feeds = make_model(text, weights, opset=19), {"x": normal(rng, 40, 5, *map(int, size[1::2]))}
+    model.graph.node[2].name = "middle"
+    result = convert(model, calibration=feeds, exclude="middle", recipe="fgq", form="int8")
+    wanted = ReferenceEvaluator(result.model).run(None, feeds)
+    for found, other in zip(run(result.model, feeds), wanted, strict=True):
+        assert np.abs(found - other).max() < 0.03 * np.abs(other).max()

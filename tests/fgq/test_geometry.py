@@ -351,6 +351,16 @@ RIGHT = {
         opset=21,
     ),
     "a scale that is computed": computed_scale(node("Mul", ["a", "a"], ["s"]), a=np.float32(0.5)),
+    "a kernel whose size is known when it runs": model(
+        [
+            node("ReduceMax", ["x"], ["m"], keepdims=0),
+            node("Cast", ["m"], ["i"], to=TensorProto.INT64),
+            node("Expand", ["i", "four"], ["ones"]),
+            node("Tile", ["w", "ones"], ["v"]),
+            node("Conv", ["x", "v"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        ],
+        {"w": np.ones((3, 2, 3, 3), np.float32), "four": np.array([4])},
+    ),
     "heads": attention(q_num_heads=2, kv_num_heads=2),
     "a window of one axis": model(
         [node("AveragePool", ["x"], ["y"], kernel_shape=[2], strides=[2])], x=np.zeros((1, 2, 6), np.float32)

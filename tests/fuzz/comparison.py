@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from drawing import Array, Feeds, session
+from moved import differences_are_moved
 from onnx import TensorProto, helper
 
 import fgq
@@ -143,8 +144,8 @@ def compare(model: onnx.ModelProto, feeds: Feeds, ours: Sequence[Array], theirs:
     if verdict.name == "difference":
         plain = session(cut.SerializeToString(), optimized=False).run(None, given)
         if judge_steps(model, cut, inner, plain, apart).name in ("step", "inexplicable"):
-            # A quantizer behind Reshape or Transpose, moved before them, leaves an output behind it rounded.
-            if far_at_most(ours, theirs, largest_scale(model)):
+            close = [not distance([one], [other]) for one, other in zip(ours, theirs, strict=True)]
+            if differences_are_moved(model, feeds, ours, theirs, close):
                 return Verdict("step", f"onnxruntime's fusions: {verdict.where}", apart)
             return Verdict("fusion", verdict.where, f"onnxruntime without fusions agrees; {verdict.detail}")
     if verdict.name == "inexplicable" and not distance(ours, theirs, FAR_TOLERANCE):
@@ -152,20 +153,6 @@ def compare(model: onnx.ModelProto, feeds: Feeds, ours: Sequence[Array], theirs:
     if verdict.name == "step" and changed:
         return Verdict("difference", "unless inner values are outputs", f"{apart}; exposed: {changed}")
     return verdict
-
-
-def largest_scale(model: onnx.ModelProto) -> float:
-    """Return the largest step of a model's quantizers, 0 where it has none."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    names = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    scales = [onnx.numpy_helper.to_array(constants[name]) for name in names if name in constants]
-    return max((float(scale.max(initial=0.0)) for scale in scales), default=0.0)
-
-
-def far_at_most(ours: Sequence[Array], theirs: Sequence[Array], step: float) -> bool:
-    """Tell whether all results are within a step."""
-    pairs = zip(ours, theirs, strict=True)
-    return all(np.abs(one.astype(np.float64) - other).max(initial=0.0) <= step for one, other in pairs)
 
 
 def judge_steps(

@@ -161,7 +161,7 @@ class Graph:
         """Add an input of real numbers; some of its axes are open."""
         kind, rng = self.rng.random(), self.rng
         declared: list[int | str] = list(shape)
-        letters = ["N", "H", "W", "D", "E"] if self.chance(0.5) else [self.name("d") for _ in range(5)]
+        letters = list("NHWDEF") if self.chance(0.5) else [self.name("d") for _ in range(6)]
         share = self.pick(0.0, 0.3, 0.3, 1.0)
         for axis in range(len(shape)):
             if (axis == 0 and self.chance(0.75)) or (axis > 0 and axis != 1 and self.chance(share * 0.5)):

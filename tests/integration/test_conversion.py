@@ -215,6 +215,51 @@ def test_extreme_values(make_model, check_integers, weight, bias, activation):
     check_integers(result.model, feeds)
 
 
+@pytest.mark.parametrize("bound", ["Relu(b)", "Identity(b)"])
+def test_additions_far_larger_than_the_products_before_them(make_model, check_integers, bound):
+    # onnxruntime makes one Gemm of both, whose bias it rounds to int32
+    text = f"""(float[N,16] x) => (float y) {{
+        a = MatMul(x, w)
+        b = Add(a, k)
+        c = {bound}
+        y = Gemm(c, v)
+    }}"""
+    weights = {"w": normal(16, 5) * np.float32(1e-7), "k": normal(5), "v": normal(5, 3)}
+    model, feeds = make_model(text, weights), {"x": normal(4, 16)}
+    result = convert(model, calibration=feeds, recipe="fgq", first_last_int8=False, x86_without_vnni=True)
+    check_integers(result.model, feeds, rtol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["fgq", "calibrated", "omse-int4"])
+@pytest.mark.parametrize("layer", ["y = Gemm(x, w, k)", "a = MatMul(x, w)  y = Add(a, k)"])
+def test_the_bias_of_a_layer_without_weights(make_model, run, layer, recipe):
+    weights = {"w": np.zeros((16, 5), np.float32), "k": normal(5)}
+    text = f"""(float[N,16] x) => (float z) {{
+        {layer}
+        z = Gemm(y, v)
+    }}"""
+    model, feeds = make_model(text, weights | {"v": np.eye(5, dtype=np.float32)}), {"x": 20 * normal(64, 16)}
+    result = convert(
+        model, calibration=feeds, recipe=recipe, weights="int8" if recipe == "omse-int4" else None
+    )
+    (wanted,) = run(model, feeds)
+    # a step of 8 bits each for the values between and for the weights behind
+    most = np.abs(wanted).max() / 100
+    for (found,) in run(result.model, feeds), Session(result.model.SerializeToString()).run(None, feeds):
+        np.testing.assert_allclose(found, wanted, 0, most)
+
+
+def test_a_mask_that_is_added_behind_a_product(make_model, check_integers):
+    weights = {"w": normal(16, 5), "k": np.array([0, 0, -np.inf, 0, -np.inf], np.float32)}
+    text = """(float[N,16] x) => (float y) {
+        a = MatMul(x, w)
+        b = Add(a, k)
+        y = Softmax(b)
+    }"""
+    model, feeds = make_model(text, weights), {"x": normal(4, 16)}
+    check_integers(convert(model, calibration=feeds, first_last_int8=False).model, feeds, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["light_shufflenet", "light_squeezenet"])
 def test_networks_of_2018(check_integers, name):
     """Opset 9 and IR version 3; channel shuffles, depthwise layers, skip connections, concatenations."""

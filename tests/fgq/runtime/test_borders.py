@@ -181,3 +181,21 @@ def test_a_product_of_other_activations_is_refused(make_model):
         session = Session(make_model(changed, NUMBERS | weights).SerializeToString(), kernels="dot")
         with pytest.raises(DataError):
             session.run(None, {"x": real(2, 6)})
+
+
+@pytest.mark.parametrize("sizes", [(3, 0), (0, 3), (3, 2)])
+def test_parts_of_other_sizes_are_not_joined(make_model, sizes):
+    # onnxruntime takes a part of nothing beside others, and gives memory that nobody has written
+    text = f"""(float[N,4] x, float[M,4] u) => (float y) {{
+        {QUANTIZE.format("x")} {QUANTIZE.format("u")}
+        j = Concat<axis=1>(xd, ud)
+        jq = QuantizeLinear(j, s, z)
+        y = DequantizeLinear(jq, s, z)
+    }}"""
+    model = make_model(text, NUMBERS)
+    model.graph.node[4].name = "join"
+    session = Session(model.SerializeToString(), allow_float=True)
+    with pytest.raises(
+        DataError, match=r"^join: found parts of .*, wanted equal sizes along all axes but one"
+    ):
+        session.run(None, {"x": real(sizes[0], 4), "u": real(sizes[1], 4)})

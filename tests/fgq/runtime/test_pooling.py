@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fgq import Session
+from fgq.errors import DataError
 
 RNG = np.random.default_rng(0)
 
@@ -58,3 +59,35 @@ def test_maxima_that_begin_inside_the_image(make_model, run, auto):
     model, feeds = pooled(make_model, operator, QUANTIZERS[0], (10, 11))
     session = Session(model.SerializeToString(), allow_float=True)
     np.testing.assert_array_equal(session.run(None, feeds), run(model, feeds))
+
+
+LARGER = [
+    (2, 4, "kernel_shape=[6,2], strides=[3,1], pads=[1,0,1,0]"),
+    (2, 4, "kernel_shape=[6,2], strides=[3,1], pads=[1,0,1,0], count_include_pad=1"),
+    (1, 4, "kernel_shape=[3,2], strides=[4,2], ceil_mode=1"),
+    (1, 1, "kernel_shape=[2,2], strides=[2,2]"),
+    (1, 5, "kernel_shape=[3,1], strides=[2,1]"),
+]
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(("height", "width", "form"), LARGER)
+def test_windows_larger_than_the_image(make_model, run, operator, height, width, form):
+    # onnxruntime divides towards zero, and so at times has one window where ONNX's floor has none
+    if operator == "MaxPool":
+        form = form.replace(", count_include_pad=1", "")
+    model, feeds = pooled(make_model, f"{operator}<{form}>", QUANTIZERS[0], (height, width))
+    session = Session(model.SerializeToString(), allow_float=True)
+    kernel = "max_pool" if operator == "MaxPool" else "average_pool"
+    assert kernel in [step.kernel for step in session.steps()]
+    (found,), (wanted,) = session.run(None, feeds), run(model, feeds)
+    assert found.shape == wanted.shape
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+def test_no_room_for_a_window(make_model, operator):
+    model, feeds = pooled(make_model, f"{operator}<kernel_shape=[4,1]>", QUANTIZERS[0], (1, 3))
+    session = Session(model.SerializeToString(), allow_float=True)
+    with pytest.raises(DataError, match="found an image of 1 x 3, wanted one that holds a window"):
+        session.run(None, feeds)
