@@ -81,6 +81,18 @@ class Original:
             raise refusal from None
         return Opened(session, f"{refusal}; it was judged by what fgq reads in it")
 
+    def refuses(self, feed: Feed) -> str:
+        """Say why onnxruntime cannot run the model operator by operator; nothing where it can.
+
+        Where it joins operators it may take sizes that the model forbids: a MatMul with an Add behind it becomes
+        a Gemm of rows as wide as the weights, however the values were divided into rows.
+        """
+        try:
+            run(onnxruntime_session(read_float_model(self.source), "model", optimized=False), feed)
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            return first_line(error)
+        return ""
+
     def _given(self) -> onnxruntime.InferenceSession:
         if self.bare:
             model = read_float_model(self.source)

@@ -20,7 +20,9 @@ from fgq.runtime import Session
 Feed = Mapping[str, NDArray[Any]]
 
 
-def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnxruntime.InferenceSession:
+def onnxruntime_session(
+    model: str | Path | bytes | ir.Model, name: str, *, optimized: bool = True
+) -> onnxruntime.InferenceSession:
     """Return an onnxruntime session on the CPU that prints nothing.
 
     Parameters
@@ -28,6 +30,8 @@ def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnx
     model : path-like, bytes or onnx_ir.Model
     name : str
         What an error calls the model.
+    optimized : bool
+        Whether onnxruntime may change the graph before it runs it.
 
     Raises
     ------
@@ -36,8 +40,8 @@ def onnxruntime_session(model: str | Path | bytes | ir.Model, name: str) -> onnx
     """
     if isinstance(model, ir.Model):
         with onnx_file.on_disk(model) as path:
-            return onnxruntime_session(path, name)
-    return ort.open_session(model, name)
+            return onnxruntime_session(path, name, optimized=optimized)
+    return ort.open_session(model, name, optimized=optimized)
 
 
 def self_check(path: Path, feed: Feed, exact: Mapping[str, Any], *, data: str) -> SelfCheck:

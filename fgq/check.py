@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fgq.converters.original import Original, Outputs, check_prepared, run
 from fgq.converters.self_check import few_samples
 from fgq.data import Feed, InputSpec, has_open_batch
-from fgq.errors import DataError, first_line
+from fgq.errors import DataError, ModelError, first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +82,21 @@ def check_data(
             break
         except Exception as error:  # onnxruntime's exceptions share no other base
             reason = first_line(error)
+    no_run = "calibration data: the model cannot run on them"
     if outputs is None and feeds is not None:  # the model may well not run on random data
-        raise DataError(f"calibration data: the model cannot run on them ({reason})")
+        raise DataError(f"{no_run} ({reason})")
     del session  # two large models need not be in memory at once
-    warnings = (*filter(None, [note]), *check_prepared(original, model, feed, outputs))
+    found: list[str] = []
+    try:
+        found = list(check_prepared(original, model, feed, outputs))
+    except ModelError:
+        refusal = "" if outputs is None else original.refuses(feed)
+        if not refusal:
+            raise
+        if feeds is not None:
+            raise DataError(f"{no_run} ({refusal})") from None
+        outputs = None
+    warnings = (*filter(None, [note]), *found)
     data = "random data" if feeds is None else "calibration data"
     divisible = has_open_batch(specs) and feed is tries[0]
     return CheckData(feed=feed, outputs=outputs, data=data, warnings=warnings, divisible=divisible), feeds
