@@ -84,8 +84,8 @@ class Original:
     def refuses(self, feed: Feed) -> str:
         """Say why onnxruntime cannot run the model operator by operator; nothing where it can.
 
-        Where it joins operators it may take sizes that the model forbids: a MatMul with an Add behind it becomes
-        a Gemm of rows as wide as the weights, however the values were divided into rows.
+        Where it joins operators it may take sizes that the model forbids: a MatMul with an Add behind it
+        becomes a Gemm of rows as wide as the weights, however the values were divided into rows.
         """
         try:
             run(onnxruntime_session(read_float_model(self.source), "model", optimized=False), feed)

@@ -52,6 +52,12 @@ _SHARED = "Attempt to replace the existing tensor"
 _MERGING = ("CommonSubexpressionElimination", "ConstantSharing")
 """What makes one weight of equal ones."""
 
+_LOST = "Failed to find node output"
+"""What onnxruntime says where it has fused a convolution into another one, though its result is an output."""
+
+_FUSING_SUMS = "ConvAddActivationFusion"
+"""What does so."""
+
 _BLOCKING = "NchwcTransformer"
 """What puts images into blocks of channels."""
 
@@ -122,21 +128,27 @@ def open_session(
         If onnxruntime refuses the model.
     """
     source = model if isinstance(model, bytes) else os.fspath(model)
+    unsafe: list[str] = []
 
     def load(model: str | bytes, without: Sequence[str] = (), *, exact_sums: bool = True) -> InferenceSession:
         options = session_options(
             threads=threads, stock=stock, exact_sums=exact_sums, optimized=optimized, fused=fused
         )
-        # its own way back from an error prints, and tries the same again
-        return InferenceSession(
-            model,
-            options,
-            providers=_PROVIDERS,
-            enable_fallback=0,
-            disabled_optimizers=[*without, *unsafe] or None,
-        )
+        try:
+            # its own way back from an error prints, and tries the same again
+            return InferenceSession(
+                model,
+                options,
+                providers=_PROVIDERS,
+                enable_fallback=0,
+                disabled_optimizers=[*without, *unsafe] or None,
+            )
+        except Exception as error:
+            if _LOST not in str(error) or _FUSING_SUMS in unsafe:
+                raise
+        unsafe.append(_FUSING_SUMS)
+        return load(model, without, exact_sums=exact_sums)
 
-    unsafe: list[str] = []
     try:
         proto = _read(source)
         if may_lack_rows(proto):

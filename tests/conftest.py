@@ -16,11 +16,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import settings
 from onnx import helper, numpy_helper
 
 from fgq import Session, cli
 from fgq.kernels.dispatch import Wish
 from fgq.ort import open_session, session_options
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Background jobs of a shell ignore interrupts, nohup lets hangups be ignored, and processes that tests
 # start to end them by a signal would inherit that.

@@ -14,7 +14,7 @@ from fgq.scheme import Quantizer
 _LARGEST = float(np.finfo(np.float32).max)
 
 _MOST_SUM = 2.0**31
-"""No sum of products of integers is larger."""
+"""No sum of products of integers is larger, however many they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,11 +79,27 @@ def overflows(node: ir.Node) -> bool:
     numbers = [255.0 * scale for scale in given]
     if len(given) == 2 and is_operator(node, "Conv", "Gemm", "MatMul", "Mul"):
         given = [given[0] * given[1]]
-        numbers.append(_MOST_SUM * given[0])
+        numbers.append(_most_sum(node) * given[0])
     made = read_result(node.outputs[0])[1]
     if made is not None:
         numbers += [scale / made.quantizer.scale for scale in given]
     return not all(number <= _LARGEST for number in numbers)
+
+
+def _most_sum(node: ir.Node) -> float:
+    """Return what no sum of an operator's products of integers exceeds."""
+    if is_operator(node, "Mul"):
+        return 255.0 * 255.0
+    shape = None if node.inputs[1] is None else node.inputs[1].shape
+    if shape is None or len(shape) < 2:
+        return _MOST_SUM
+    if is_operator(node, "Conv"):
+        summed = shape[1:]
+    else:
+        summed = shape[-1:] if node.attributes.get_int("transB", 0) else shape[-2:-1]
+    if not all(isinstance(size, int) for size in summed):
+        return _MOST_SUM
+    return min(_MOST_SUM, 255.0 * 255.0 * float(np.prod([float(size) for size in summed])))  # type: ignore[arg-type]
 
 
 def dequantized_by(value: ir.Value | None) -> NDArray[np.float32] | None:

@@ -44,7 +44,7 @@ def test_random_data_of_such_sizes_are_no_fault_of_fgq(stale):
 
 
 def test_calibration_data_of_such_sizes_are_refused(stale):
-    with pytest.raises(DataError, match="calibration data: the model cannot run on them .*mismatch"):
+    with pytest.raises(DataError, match=r"calibration data: the model cannot run on them .*mismatch"):
         convert(stale, calibration=samples(2, 4, 2), group_size=4)
     _, report = convert(stale, calibration=samples(1, 4, 4), group_size=4)
     assert report.self_check is not None

@@ -26,7 +26,7 @@ def test_a_far_value_does_not_blur_a_percentile(far, percentile):
     np.testing.assert_allclose([low, high], expected, rtol=0.01)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=60),
     percentile=st.floats(50.5, 100.0),

@@ -116,7 +116,12 @@ class TestStreamingHistogram:
         assert histogram.minimum == histogram.maximum == np.float32(value)
 
     @given(
-        st.lists(st.lists(st.floats(-1e9, 1e9, width=32), max_size=20), min_size=1, max_size=6),
+        st.lists(
+            # subnormal numbers are below what the class tells apart beside numbers of this size
+            st.lists(st.floats(-1e9, 1e9, width=32, allow_subnormal=False), max_size=20),
+            min_size=1,
+            max_size=6,
+        ),
         st.randoms(use_true_random=False),
     )
     @example([[0.0], [0.25]], Random(0))

@@ -21,7 +21,7 @@ from fgq.quantize import (
 from fgq.scheme import Codes, WeightScheme
 from fgq.ternary import fit_rows
 
-FEW = settings(derandomize=True, deadline=None, max_examples=40)
+FEW = settings(deadline=None, max_examples=40)
 
 LAYOUTS = {
     "matmul": ((13, 5), 0, 1),

@@ -10,7 +10,7 @@ from scipy import integrate, optimize, stats
 
 from fgq.ternary import best_scale, bounded_row_scale, fit_rows, ternarize
 
-FEW = settings(derandomize=True, deadline=None, max_examples=60)
+FEW = settings(deadline=None, max_examples=60)
 TINY = float(np.finfo(np.float32).tiny)
 
 

@@ -25,7 +25,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def profile(examples):
-    return settings(derandomize=True, deadline=None, max_examples=examples)
+    return settings(deadline=None, max_examples=examples)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def check(layer, x, threads=1):
 
 
 @pytest.mark.parametrize("kernel", PLAIN, ids=by_name)
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(0, 150),
     reduction=st.integers(1, 320),
@@ -96,7 +96,7 @@ def test_matmul(kernel, rows, reduction, outputs, group_size, x_zero, bits, memo
 
 
 @pytest.mark.parametrize("kernel", HERE, ids=by_name)
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(
     batch=st.integers(1, 3),
     size=st.tuples(st.integers(1, 14), st.integers(1, 14)),

@@ -45,7 +45,7 @@ def check(isa, x, geometry, group, first, count, pitch):
 
 
 @pytest.mark.parametrize("isa", TIERS, ids=lambda isa: isa.name)
-@settings(derandomize=True, deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(
     batch=st.integers(1, 2),
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),

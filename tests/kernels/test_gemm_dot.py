@@ -35,7 +35,7 @@ def check(kernel, weight, x, **options):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=by_name)
-@settings(derandomize=True, deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(
     rows=st.integers(1, 200),
     reduction=st.integers(1, 700),
@@ -79,7 +79,7 @@ def test_weights_that_leave_the_cache(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=by_name)
-@settings(derandomize=True, deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     inputs=st.sampled_from([1, 3, 4, 16, 64, 65]),
