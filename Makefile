@@ -49,7 +49,7 @@ lint: .venv/dev
 
 # The mapped folders are visible to mypy and import-linter only as an installed package.
 types: .venv/dev
-	@rm -rf build/types
+	@rm -rf build/types build/lib build/bdist.*
 	$(PIP) --no-deps --target build/types .
 	cd build/types && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p fgq
 	cd build/types && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml

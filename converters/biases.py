@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import Names, add_initializer, sole_consumer
+from fgq.format.container import constant
 
 
 class Bias(NamedTuple):

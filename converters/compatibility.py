@@ -8,8 +8,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from fgq import ort
 from fgq.errors import ModelError
+from fgq.graph import ort
 
 _OLDEST = {21: "1.18", 22: "1.21", 23: "1.24", 24: "1.24", 25: "1.24", 26: "1.25"}
 """The oldest onnxruntime that ran a converted model of each opset, in all three forms.

@@ -1,4 +1,4 @@
-"""Rewriting products so that their activations are quantized at run time (`fgq.dynamic` has the format)."""
+"""Products whose activations are quantized at run time (format: `fgq.format.dynamic_functions`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
 from fgq.converters.select import Choice
-from fgq.dynamic import find_dynamic_products
-from fgq.functions import FUNCTION_DOMAIN, MULTIPLY_TOKENS, QUANTIZE_TOKENS, add_functions
-from fgq.qtensor import Plane, QuantizedTensor
-from fgq.scheme import Ranges
+from fgq.format.dynamic_functions import find_dynamic_products
+from fgq.format.functions import FUNCTION_DOMAIN, MULTIPLY_TOKENS, QUANTIZE_TOKENS, add_functions
+from fgq.quantization.scheme import Ranges
+from fgq.quantization.tensor import Plane, QuantizedTensor
 
 
 def quantize_inputs(model: ir.Model, choices: Sequence[Choice]) -> dict[ir.Value, ir.Node]:

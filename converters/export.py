@@ -10,13 +10,13 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
 from fgq.config import ExportForm
-from fgq.container import FORM_KEY, constant, is_unpack, unpacked
 from fgq.converters.dynamic import drop_dynamic
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
-from fgq.dynamic import find_dynamic_products
 from fgq.errors import ModelError
-from fgq.functions import recognise
+from fgq.format.container import FORM_KEY, constant, is_unpack, unpacked
+from fgq.format.dynamic_functions import find_dynamic_products
+from fgq.format.functions import recognise
 
 
 def export(model: ir.Model, form: ExportForm) -> None:

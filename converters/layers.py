@@ -9,8 +9,8 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
-from fgq.qtensor import MAX_REDUCTION
+from fgq.format.container import constant
+from fgq.quantization.tensor import MAX_REDUCTION
 from fgq.runtime.windows import may_crop
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})

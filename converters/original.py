@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from fgq import onnx_file
 from fgq.converters.passes import ExplicitZeroPoints, passes, prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.self_check import Feed, onnxruntime_session
 from fgq.errors import ModelError, SizeError, first_line
+from fgq.format import onnx_file
 
 Outputs = Mapping[str, Any]
 """What a model gives, by the names of its outputs."""

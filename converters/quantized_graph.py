@@ -11,16 +11,16 @@ from numpy.typing import ArrayLike
 from onnx_ir.passes import common
 
 from fgq.config import Form
-from fgq.container import ACTIVATION_BOUNDS, PACKED
 from fgq.converters.dynamic import transposed, write_product
 from fgq.converters.layers import Layer
 from fgq.converters.rewriting import Names, add_initializer
 from fgq.converters.sites import Site
-from fgq.functions import FUNCTION_DOMAIN, UNPACK, add_functions
-from fgq.kernels.packing import pack_codes, table
-from fgq.qtensor import QuantizedTensor
-from fgq.quantize import quantize_bias
-from fgq.scheme import Quantizer
+from fgq.format.container import ACTIVATION_BOUNDS, PACKED
+from fgq.format.functions import FUNCTION_DOMAIN, UNPACK, add_functions
+from fgq.format.packing import pack_codes, table
+from fgq.quantization.scheme import Quantizer
+from fgq.quantization.tensor import QuantizedTensor
+from fgq.quantization.weights import quantize_bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,11 +11,11 @@ import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 
-from fgq import onnx_file
-from fgq.container import FORM_KEY, LEAST_IR_VERSION
 from fgq.converters.compatibility import runs_opset
 from fgq.errors import ModelError, first_line
-from fgq.functions import FUNCTION_DOMAIN, LEAST_OPSET
+from fgq.format import onnx_file
+from fgq.format.container import FORM_KEY, LEAST_IR_VERSION
+from fgq.format.functions import FUNCTION_DOMAIN, LEAST_OPSET
 
 OPSETS = range(9, 29)
 """Opsets that are read; onnx's version converter changes those that are too old or too new to run."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Misfit
-from fgq.container import constant
 from fgq.converters.layers import FloatNode, Layer
 from fgq.converters.own import is_quantized, own_scale
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, Granularity, WeightScheme
+from fgq.format.container import constant
+from fgq.quantization.scheme import ActivationScheme, Granularity, WeightScheme
 
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose second input is a shape and no operand."""

@@ -11,9 +11,10 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from fgq import onnx_file, ort
 from fgq.errors import ModelError, first_line
-from fgq.quantize import signal_to_noise_db
+from fgq.format import onnx_file
+from fgq.graph import ort
+from fgq.quantization.weights import signal_to_noise_db
 from fgq.report import OutputCheck, SelfCheck
 from fgq.runtime import Session
 
@@ -98,7 +99,7 @@ def _tensors(names: Iterable[str], values: Iterable[Any]) -> dict[str, NDArray[A
 
 
 def _run_exactly(path: Path, feed: Feed, otherwise: list[Any]) -> list[Any]:
-    """Run a file with the options of `fgq.ort`; return `otherwise` where onnxruntime cannot.
+    """Run a file with the options of `fgq.graph.ort`; return `otherwise` where onnxruntime cannot.
 
     With them it refuses to run products with a constant on the left.
     """

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from fgq.container import constant
 from fgq.converters.own import (
     before_layout,
     goes_to_quantizer,
@@ -22,6 +21,7 @@ from fgq.converters.own import (
 )
 from fgq.converters.rewriting import sole_consumer
 from fgq.converters.select import Choice
+from fgq.format.container import constant
 
 JOINTS = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"})
 

@@ -19,10 +19,10 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fgq import onnx_file
 from fgq.config import ConversionConfig, Recipe, Step
+from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import Feed, as_batches, input_specs
+from fgq.data.samples import Feed, as_batches, input_specs
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
@@ -33,7 +33,7 @@ from fgq.eval.document import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx
-from fgq.pipeline import convert_file
+from fgq.format import onnx_file
 
 NETWORKS = (CHARACTERS, "minilm")
 

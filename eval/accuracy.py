@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.data import InputSpec, Samples, as_batches
+from fgq.data.samples import InputSpec, Samples, as_batches
 from fgq.errors import DataError, first_line
-from fgq.stats import Estimate, paired_bootstrap, wilson_interval
+from fgq.quantization.statistics import Estimate, paired_bootstrap, wilson_interval
 
 BATCH = 64
 """Samples that are run together, where the model leaves the batch size open."""
@@ -69,7 +69,7 @@ def top1(
     progress : callable, optional
         Called as ``progress(name, done, total)``.
     inputs : sequence of InputSpec
-        The inputs of the models (`fgq.data.input_specs`), where their batch size may be fixed.
+        The inputs of the models (`fgq.data.samples.input_specs`), where their batch size may be fixed.
 
     Returns
     -------

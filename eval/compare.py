@@ -11,16 +11,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq import container, onnx_file
-from fgq.container import SCALED_KEY
 from fgq.converters.original import Original, run
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import Source, as_batches, input_specs
+from fgq.data.samples import Source, as_batches, input_specs
 from fgq.errors import ModelError, first_line
-from fgq.quantize import decibels
+from fgq.format import container, onnx_file
+from fgq.format.container import SCALED_KEY
+from fgq.quantization.weights import decibels
 
 OPERATORS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
@@ -92,7 +92,7 @@ def compare(
     ----------
     float_model, converted : path-like
     source : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds
-        Data that fit the float model (`fgq.data.as_batches`).
+        Data that fit the float model (`fgq.data.samples.as_batches`).
     progress : callable, optional
         Called with the number of samples done.
 

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq import onnx_file
-from fgq.data import LABELS, Samples, Source, as_samples, input_specs, load_samples
+from fgq.data.samples import LABELS, Samples, Source, as_samples, input_specs, load_samples
 from fgq.errors import DataError
 from fgq.eval import characters
+from fgq.format import onnx_file
 
 CHARACTERS = "characters"
 """The name of the bundled images."""
@@ -36,8 +36,8 @@ def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samp
     ----------
     data : str
         ``characters``, ``docstrings`` (texts for an encoder, without labels), an ``.npz`` file, or a folder
-        of ``.npz`` files or images (`fgq.data.load_samples`). A file or folder is taken before a data set of
-        that name.
+        of ``.npz`` files or images (`fgq.data.samples.load_samples`). A file or folder is taken before a data
+        set of that name.
     model : path-like
         The model that will read the data.
     split : "calibration" or "test"

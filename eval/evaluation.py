@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import input_specs
+from fgq.converters.survey import model_bytes
+from fgq.data.samples import input_specs
 from fgq.errors import DataError, FgqError, first_line
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset
+from fgq.format import onnx_file
+from fgq.quantization.statistics import Estimate
 from fgq.runtime import Session
-from fgq.stats import Estimate
-from fgq.survey import model_bytes
 
 Progress = Callable[[str, int, int | None], None]
 

@@ -14,8 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from fgq import ort
 from fgq.errors import ConfigError
+from fgq.graph import ort
 
 LIGHT_MODELS = (
     "light_bvlc_alexnet",

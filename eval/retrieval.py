@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from fgq import ort
 from fgq.errors import DataError, ModelError, OutputError
 from fgq.eval.command import run_command
 from fgq.eval.docstrings import docstring_pairs
 from fgq.eval.minilm import MAX_TOKENS, export_minilm, tokenize
 from fgq.eval.torch_export import save_onnx
-from fgq.stats import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
+from fgq.graph import ort
+from fgq.quantization.statistics import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 
 BATCH = 32
 TABLE_WIDTH = 120

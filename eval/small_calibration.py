@@ -21,13 +21,13 @@ import onnx
 import typer
 from numpy.typing import NDArray
 
+from fgq.conversion.pipeline import convert
 from fgq.eval import characters
 from fgq.eval.command import run_command
 from fgq.eval.compare import LayerError, compare
 from fgq.eval.datasets import CHARACTERS, open_dataset
 from fgq.eval.document import check_places, markdown_table, rewrite
 from fgq.eval.topologies import SMALL, TOPOLOGIES
-from fgq.pipeline import convert
 
 COUNTS = (1, 2, 3, 5)
 

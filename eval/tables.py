@@ -23,10 +23,11 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from fgq import onnx_file
 from fgq.config import Activations, ConversionConfig, Recipe
+from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import LABELS, Samples, as_samples, input_specs
+from fgq.converters.survey import inspect
+from fgq.data.samples import LABELS, Samples, as_samples, input_specs
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
@@ -37,12 +38,11 @@ from fgq.eval.document import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx
-from fgq.pipeline import convert_file
+from fgq.format import onnx_file
+from fgq.quantization.scheme import Codes
 from fgq.report import Report
 from fgq.runtime import Session
-from fgq.scheme import Codes
-from fgq.survey import inspect
-from fgq.temporary import temporary_folder
+from fgq.support.temporary import temporary_folder
 
 Progress = Callable[[str, int, int | None], None]
 

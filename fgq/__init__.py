@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fgq.config import ConversionConfig
+    from fgq.conversion.pipeline import Conversion, convert, convert_file
     from fgq.errors import FgqError
-    from fgq.pipeline import Conversion, convert, convert_file
+    from fgq.quantization.scheme import ActivationScheme, Codes, WeightScheme
     from fgq.runtime import Session
-    from fgq.scheme import ActivationScheme, Codes, WeightScheme
 
 # Importing onnxruntime starts its telemetry, which leaves a device id in the user's folder of caches: this is
 # read at that moment alone.
@@ -30,15 +30,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ActivationScheme": "fgq.scheme",
-    "Conversion": "fgq.pipeline",
+    "ActivationScheme": "fgq.quantization.scheme",
+    "Conversion": "fgq.conversion.pipeline",
     "ConversionConfig": "fgq.config",
     "FgqError": "fgq.errors",
-    "Codes": "fgq.scheme",
+    "Codes": "fgq.quantization.scheme",
     "Session": "fgq.runtime",
-    "WeightScheme": "fgq.scheme",
-    "convert": "fgq.pipeline",
-    "convert_file": "fgq.pipeline",
+    "WeightScheme": "fgq.quantization.scheme",
+    "convert": "fgq.conversion.pipeline",
+    "convert_file": "fgq.conversion.pipeline",
 }
 
 

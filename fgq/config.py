@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.schema import (
+from fgq.quantization.scheme import (
+    INT8_LIMIT,
+    LARGEST_GROUP,
+    WITHOUT_VNNI_LIMIT,
+    ActivationScheme,
+    Codes,
+    Granularity,
+    Ranges,
+    WeightScheme,
+)
+from fgq.support.schema import (
     Kind,
     UnfitError,
     check,
@@ -24,16 +34,6 @@ from fgq.schema import (
     shown,
     table,
     whole,
-)
-from fgq.scheme import (
-    INT8_LIMIT,
-    LARGEST_GROUP,
-    WITHOUT_VNNI_LIMIT,
-    ActivationScheme,
-    Codes,
-    Granularity,
-    Ranges,
-    WeightScheme,
 )
 
 DUAL_WEIGHTS = 0.02
@@ -136,7 +136,8 @@ class ConversionConfig:
         4-bit tensor; 0.05 if not given with the recipe ``omse-int4``, and no layer with others.
     smooth : bool, optional
         Whether channels of activations are scaled, and the weights that read them against them, where
-        calibration data say that this lowers the error (`fgq.smooth`); if not given, with 4-bit activations.
+        calibration data say that this lowers the error (`fgq.conversion.smooth`); if not given, with 4-bit
+        activations.
     target_bits : float, optional
         Give each layer ternary, tied, INT4 or INT8 codes, or leave it float, so that a weight takes no more
         bits on average, as kernels hold it (2, 4, 4 or 8, and 8/N for its alpha, or 32), and the outputs

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from fgq.kernels.packing import per_byte
-from fgq.qtensor import QuantizedTensor
-from fgq.scheme import Codes, WeightScheme
-from fgq.stats import Estimate
+from fgq.format.packing import per_byte
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.statistics import Estimate
+from fgq.quantization.tensor import QuantizedTensor
 
 
 class LayerCheck(NamedTuple):
@@ -164,7 +164,7 @@ class SelfCheck:
         Whether onnxruntime gave the same values twice.
     by_default : float
         The largest difference that onnxruntime's default options make on this processor, relative to the
-        largest value of its output; see `fgq.ort`.
+        largest value of its output; see `fgq.graph.ort`.
     outputs : tuple of OutputCheck
     """
 

@@ -8,7 +8,8 @@
 :func:`ternary_matmul` and :func:`ternary_conv2d` do a layer in one call. Where a layer runs many times,
 :func:`prepare_matmul` and :func:`prepare_conv2d` make it ready once. An *epilogue* turns the sums, while
 they are still in the cache, into real values (:class:`Dequantize`) or into the next layer's activations
-(:class:`Requantize`). All kernels give the same integers; :mod:`fgq.kernels.dispatch` picks the fastest.
+(:class:`Requantize`). All kernels give the same integers; :mod:`fgq.kernels.products.dispatch` picks the
+fastest.
 
 Symbols: M output channels, K weights in a reduction, G groups along it, C input channels, B images.
 """
@@ -22,23 +23,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.kernels.weights import Plane, Weight
+from fgq.kernels.products.weights import Plane, Weight
 from fgq.kernels.window import Window
 
 if TYPE_CHECKING:
-    from fgq.kernels.activations import dynamic_quantization, quantize_activations
-    from fgq.kernels.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
-    from fgq.kernels.layer import Layer
+    from fgq.kernels.operators.activations import dynamic_quantization, quantize_activations
+    from fgq.kernels.products.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
+    from fgq.kernels.products.layer import Layer
 
 _HOMES = {
-    "Dequantize": "epilogue",
-    "Epilogue": "epilogue",
-    "Layer": "layer",
-    "QuantizedAdd": "epilogue",
-    "Requantize": "epilogue",
-    "Sums": "epilogue",
-    "dynamic_quantization": "activations",
-    "quantize_activations": "activations",
+    "Dequantize": "products.epilogue",
+    "Epilogue": "products.epilogue",
+    "Layer": "products.layer",
+    "QuantizedAdd": "products.epilogue",
+    "Requantize": "products.epilogue",
+    "Sums": "products.epilogue",
+    "dynamic_quantization": "operators.activations",
+    "quantize_activations": "operators.activations",
 }
 """What loads compiled code comes from its module when it is first asked for."""
 
@@ -107,7 +108,7 @@ def prepare_matmul(
     KernelError
         If a shape, dtype or value does not fit, sums could leave int32, or no kernel meets the wishes.
     """
-    from fgq.kernels.layer import Layer, Wishes
+    from fgq.kernels.products.layer import Layer, Wishes
 
     wishes = Wishes.read(kernel, tier, memory)
     return Layer(weight, x_zero=x_zero, bias=bias, activation_bits=activation_bits, wishes=wishes)
@@ -145,7 +146,7 @@ def prepare_conv2d(
     KernelError
         If a shape, dtype or value does not fit, sums could leave int32, or no kernel meets the wishes.
     """
-    from fgq.kernels.layer import Layer, Wishes
+    from fgq.kernels.products.layer import Layer, Wishes
 
     return Layer(
         weight,

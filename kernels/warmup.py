@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import KernelError
-from fgq.kernels.activations import dynamic_quantization, quantize_activations
-from fgq.kernels.dispatch import FEW_ROWS, Memory, Problem, Wish, select_kernel
-from fgq.kernels.layer import MANY_ROWS, Layer, Wishes
+from fgq.kernels.operators.activations import dynamic_quantization, quantize_activations
+from fgq.kernels.products.dispatch import FEW_ROWS, Memory, Problem, Wish, select_kernel
+from fgq.kernels.products.layer import MANY_ROWS, Layer, Wishes
+from fgq.kernels.products.weights import Plane, Weight
 from fgq.kernels.simd.isa import InstructionSet, available
-from fgq.kernels.weights import Plane, Weight
 from fgq.kernels.window import Window
 
 GROUP_SIZES = (4, 8, 16, 32, 64)

@@ -20,8 +20,8 @@ from hypothesis import settings
 from onnx import helper, numpy_helper
 
 from fgq import Session, cli
-from fgq.kernels.dispatch import Wish
-from fgq.ort import open_session, session_options
+from fgq.graph.ort import open_session, session_options
+from fgq.kernels.products.dispatch import Wish
 
 settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")

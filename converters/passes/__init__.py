@@ -8,7 +8,6 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from fgq import onnx_file
 from fgq.converters.passes.constant_shape import ConstantShape
 from fgq.converters.passes.explicit_zero_points import ExplicitZeroPoints
 from fgq.converters.passes.fold_batch_norm import FoldBatchNorm
@@ -18,8 +17,9 @@ from fgq.converters.passes.plain_gemm import PlainGemm
 from fgq.converters.passes.plain_pools import PlainPools
 from fgq.converters.passes.sum_to_add import SumToAdd
 from fgq.errors import ModelError, SizeError, first_line, unexpected
-from fgq.geometry import check_geometry
-from fgq.shapes import InferShapes
+from fgq.format import onnx_file
+from fgq.format.geometry import check_geometry
+from fgq.format.shapes import InferShapes
 
 __all__ = [
     "ConstantShape",

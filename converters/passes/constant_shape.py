@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer
+from fgq.format.container import constant
 
 
 class ConstantShape(ir.passes.InPlacePass):

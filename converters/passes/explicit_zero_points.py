@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer
+from fgq.format.container import constant
 
 
 class ExplicitZeroPoints(ir.passes.InPlacePass):
     """Write the zero points of int8 constants that have a scale for each channel.
 
     1. They are zeros, as ONNX has them where they are missing. onnxruntime makes the constants unsigned on
-       processors without VNNI (`fgq.ort`), and then fails to run those without.
+       processors without VNNI (`fgq.graph.ort`), and then fails to run those without.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
+from fgq.format.container import constant
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer, redirect
 from fgq.errors import SizeError
+from fgq.format.container import constant
 
 LAYOUT = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 

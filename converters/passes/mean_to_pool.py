@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, redirect, take_name
+from fgq.format.container import constant
 
 
 class MeanToPool(ir.passes.InPlacePass):

@@ -19,11 +19,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import SCALED_KEY, constant
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.rewriting import Names, add_initializer, sole_consumer
 from fgq.errors import ModelError
-from fgq.schema import base64, check, items, parse_json, shown, table, text
+from fgq.format.container import SCALED_KEY, constant
+from fgq.support.schema import base64, check, items, parse_json, shown, table, text
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
 """Operators that a positive scale of each channel passes through."""

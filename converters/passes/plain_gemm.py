@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fgq.container import constant
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
+from fgq.format.container import constant
 
 
 class PlainGemm(ir.passes.InPlacePass):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx_ir as ir
 
-from fgq.shapes import POOLS, InferShapes, windows
+from fgq.format.shapes import POOLS, InferShapes, windows
 
 
 class PlainPools(ir.passes.InPlacePass):

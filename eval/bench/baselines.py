@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from fgq.eval.bench import models
 from fgq.eval.bench.layers import DrawnLayer
 from fgq.eval.bench.shapes import Conv
-from fgq.temporary import temporary_folder
+from fgq.support.temporary import temporary_folder
 
 FLOAT = "onnxruntime float"
 QLINEAR_CONV = "onnxruntime QLinearConv"

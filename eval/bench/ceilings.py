@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.kernels.driver import aligned
+from fgq.kernels.products.driver import aligned
 from fgq.kernels.simd.emit import Emitter, Pointer, emitted, i8, i16, i32, i64
 from fgq.kernels.simd.isa import BY_NAME, available, index_of
 from fgq.kernels.threads import spread

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq.config import ConversionConfig
+from fgq.conversion.pipeline import Progress, convert_file
 from fgq.kernels.threads import default_threads
-from fgq.pipeline import Progress, convert_file
-from fgq.temporary import temporary_folder
+from fgq.support.temporary import temporary_folder
 
 CHANNELS, HIDDEN, HEADS, TOKENS = 768, 3072, 12, 64
 """Of BERT base, but for the tokens of a text (Devlin et al. 2018, arXiv 1810.04805, section 3)."""
@@ -70,7 +70,7 @@ def measure(layers: int, samples: int, config: ConversionConfig, progress: Progr
         Texts of 64 tokens.
     config : ConversionConfig
     progress : callable
-        As for `fgq.pipeline.convert_file`.
+        As for `fgq.conversion.pipeline.convert_file`.
     """
     began: dict[str, float] = {}
 

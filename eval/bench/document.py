@@ -22,7 +22,7 @@ from fgq.eval.bench.kernels import Result
 from fgq.eval.bench.roofline import draw_roofline
 from fgq.eval.command import run_command
 from fgq.eval.document import check_places, markdown_table, rewrite
-from fgq.schema import LARGEST_JSON, read_text
+from fgq.support.schema import LARGEST_JSON, read_text
 
 
 def tables(result: Result) -> dict[str, str]:

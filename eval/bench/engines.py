@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq import npz
-from fgq.data import Feed
+from fgq.data import npz
+from fgq.data.samples import Feed
 from fgq.errors import ModelError
 
 Run = Callable[[Feed], list[NDArray[Any]]]

@@ -20,8 +20,8 @@ from fgq.kernels import (
     prepare_matmul,
     quantize_activations,
 )
-from fgq.quantize import quantize_weight
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.weights import quantize_weight
 
 _DISTINCT_OUTPUTS = 512
 """Output channels whose weights are drawn; further ones repeat them, for no kernel looks at values."""

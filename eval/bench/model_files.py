@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from fgq import onnx_file, ort
 from fgq.config import ConversionConfig, ExportForm, Recipe
-from fgq.container import FORM_KEY
-from fgq.data import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
+from fgq.conversion.files import export_file
+from fgq.conversion.pipeline import CALIBRATION_BATCH, Progress, convert_file
+from fgq.data.samples import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
 from fgq.errors import ConfigError, DataError, FgqError, first_line
 from fgq.eval import characters
 from fgq.eval.datasets import CHARACTERS, open_dataset
-from fgq.files import export_file
-from fgq.pipeline import CALIBRATION_BATCH, Progress, convert_file
+from fgq.format import onnx_file
+from fgq.format.container import FORM_KEY
+from fgq.graph import ort
 
 FLOAT, INT8, DYNAMIC = "float", "int8", "dynamic int8"
 """Forms of a model: as it was; statically and dynamically quantized by onnxruntime."""

@@ -28,7 +28,7 @@ from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
 from fgq.eval.command import run_command
 from fgq.eval.document import markdown_table, rewrite
-from fgq.schema import LARGEST_JSON, read_text
+from fgq.support.schema import LARGEST_JSON, read_text
 
 _BASELINES = (FLOAT, INT8, DYNAMIC, OPENVINO)
 """Against which ratios are told, where a run holds them."""

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fgq.data.npz import read_array, read_headers
 from fgq.errors import DataError
 from fgq.eval.characters.classes import CLASSES
-from fgq.npz import read_array, read_headers
 
 __all__ = ["CLASSES", "DATA", "MODEL", "Split", "load", "read"]
 

@@ -27,7 +27,7 @@ from fgq.eval.characters import MODEL, load
 from fgq.eval.characters.export import export
 from fgq.eval.characters.network import CharacterNet
 from fgq.eval.characters.render import CHUNK, SEEDS, GlyphAtlas, chunk
-from fgq.schema import check, table, whole
+from fgq.support.schema import check, table, whole
 from fgq.train.checkpoint import moments_of, tensors_like
 from fgq.train.checkpoint import read as read_checkpoint
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fgq.quantization.scheme import Codes
 from fgq.report import LayerReport
-from fgq.scheme import Codes
 
 _FLOAT_BITS = 32
 
@@ -56,7 +56,7 @@ def costs_of(layers: Iterable[LayerReport], *, converted: bool) -> Costs:
     Parameters
     ----------
     layers : iterable of LayerReport
-        As `fgq.survey.inspect` reports them; their multiplications are known.
+        As `fgq.converters.survey.inspect` reports them; their multiplications are known.
     converted : bool
         False for the layers of a float model, of which `inspect` says what a conversion would make.
     """

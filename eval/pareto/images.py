@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq import onnx_file
+from fgq.conversion.pipeline import Progress
 from fgq.errors import DataError
-from fgq.pipeline import Progress
+from fgq.format import onnx_file
 
 
 def render(folder: Path, count: int, progress: Progress) -> None:

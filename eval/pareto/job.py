@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fgq import onnx_file, ort
 from fgq.config import ConversionConfig
-from fgq.data import LABELS, as_samples, input_specs
+from fgq.converters.survey import inspect
+from fgq.data.samples import LABELS, as_samples, input_specs
 from fgq.eval.accuracy import top1
 from fgq.eval.characters import load
 from fgq.eval.characters.export import export as export_float
@@ -27,7 +27,8 @@ from fgq.eval.pareto.costs import Costs, costs_of
 from fgq.eval.pareto.images import read
 from fgq.eval.pareto.points import FLOAT, PRECISIONS, Point, Recipe
 from fgq.eval.study.kept import digest, kept
-from fgq.survey import inspect
+from fgq.format import onnx_file
+from fgq.graph import ort
 from fgq.train import export
 from fgq.train.scratch import fold, prepare_from_scratch
 from fgq.train.trainer import CHECKPOINT, Data, Schedule, train

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from fgq import onnx_file
 from fgq.eval.pareto.costs import Costs
 from fgq.eval.pareto.front import front, shares
 from fgq.eval.pareto.latency import Latencies
+from fgq.format import onnx_file
 
 if TYPE_CHECKING:
     from fgq.eval.pareto.job import Result

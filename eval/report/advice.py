@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from fgq.eval.report.quality import SHARES, Measure
 from fgq.eval.report.study import Findings, LayerFindings
+from fgq.quantization.scheme import Codes
+from fgq.quantization.statistics import Estimate
 from fgq.report import Report
-from fgq.scheme import Codes
-from fgq.stats import Estimate
 
 MEASURE_NAMES = {
     "top1": "top-1 accuracy",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from fgq import onnx_file
+from fgq.conversion.files import refuse_model_files, refuse_same_file
 from fgq.eval.report.page import render, require_jinja2
 from fgq.eval.report.plots import draw_plots, make_folder, require_matplotlib
 from fgq.eval.report.quality import Progress
 from fgq.eval.report.study import Findings, study
-from fgq.files import refuse_model_files, refuse_same_file
+from fgq.format import onnx_file
 
 
 class Written(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.mmse import StreamingHistogram, expected_error
-from fgq.qtensor import QuantizedTensor
-from fgq.scheme import Quantizer
+from fgq.quantization.mmse import StreamingHistogram, expected_error
+from fgq.quantization.scheme import Quantizer
+from fgq.quantization.tensor import QuantizedTensor
 
 BARS = 64
 """Bars of a histogram, equally wide."""

@@ -11,13 +11,13 @@ import onnx_ir as ir
 from fgq.config import ConversionConfig, Form
 from fgq.converters.layers import FloatNode, Layer, find_layers
 from fgq.converters.select import Choice, choose_schemes
+from fgq.converters.survey import describe
 from fgq.errors import ModelError
-from fgq.qtensor import QuantizedTensor
+from fgq.quantization.scheme import ActivationScheme, Quantizer
+from fgq.quantization.tensor import QuantizedTensor
 from fgq.report import LayerReport
 from fgq.runtime.layers import read_layer_weight
 from fgq.runtime.quantizers import read_quantized
-from fgq.scheme import ActivationScheme, Quantizer
-from fgq.survey import describe
 
 LEFT_OUT = "it could be converted, and was left out (--include, --exclude)"
 

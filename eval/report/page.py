@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fgq.errors import ConfigError
+from fgq.errors import ConfigError, printable
 from fgq.eval.report import charts
 from fgq.eval.report.advice import (
     MEASURE_NAMES,
@@ -22,9 +22,8 @@ from fgq.eval.report.charts import Histogram
 from fgq.eval.report.histograms import ActivationHistogram, WeightHistogram
 from fgq.eval.report.quality import Measure
 from fgq.eval.report.study import Findings, LayerFindings
-from fgq.printable import printable
+from fgq.quantization.statistics import Estimate
 from fgq.report import LayerReport
-from fgq.stats import Estimate
 
 FOLDER = Path(__file__).parent
 TEMPLATE = "report.html.jinja"

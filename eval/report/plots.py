@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fgq import onnx_file
-from fgq.errors import ConfigError, OutputError
+from fgq.errors import ConfigError, OutputError, printable
 from fgq.eval.report.histograms import ActivationHistogram, WeightHistogram
 from fgq.eval.report.study import Findings, LayerFindings
-from fgq.printable import printable
+from fgq.format import onnx_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

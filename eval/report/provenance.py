@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fgq import onnx_file
 from fgq.errors import DataError
+from fgq.format import onnx_file
 
 PACKAGES = ("fgq", "onnxruntime", "onnx", "onnx-ir", "numpy")
 

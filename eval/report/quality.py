@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import Samples, as_batches, input_specs
+from fgq.data.samples import Samples, as_batches, input_specs
 from fgq.errors import DataError, first_line
 from fgq.eval.accuracy import BATCH
 from fgq.eval.datasets import DOCSTRINGS
 from fgq.eval.evaluation import evaluate
-from fgq.stats import Estimate, bootstrap_interval, wilson_interval
+from fgq.format import onnx_file
+from fgq.quantization.statistics import Estimate, bootstrap_interval, wilson_interval
 
 Progress = Callable[[str, int, int | None], None]
 

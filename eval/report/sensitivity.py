@@ -3,7 +3,7 @@
 Every figure is a distance of outputs from the float model's. For classifiers it is the divergence of
 Kullback and Leibler from the float model's probabilities p to the other's q, the mean over the samples of
 ``sum over classes of p ln(p / q)``, in nats; else the relative squared error of all float outputs,
-``sum (y' - y)^2 / sum y^2`` (`fgq.outputs.relative_error`).
+``sum (y' - y)^2 / sum y^2`` (`fgq.format.outputs.relative_error`).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
-from fgq.container import constant
 from fgq.converters.biases import find_bias
 from fgq.converters.original import Original
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import Feed
+from fgq.data.samples import Feed
 from fgq.errors import DataError, ModelError, first_line
 from fgq.eval.report.layers import QuantizedLayer
-from fgq.outputs import relative_error
-from fgq.refine.pieces import Piece, Prefix, Replacement, Values
+from fgq.format.container import constant
+from fgq.format.outputs import relative_error
+from fgq.recipes.pieces import Piece, Prefix, Replacement, Values
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
 

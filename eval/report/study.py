@@ -9,14 +9,14 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from fgq import container, onnx_file
-from fgq.calibrate import observe
 from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.original import Original
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
-from fgq.data import Feed, InputSpec, Samples, as_batches, input_specs
+from fgq.converters.survey import model_bytes
+from fgq.data.calibration import observe
+from fgq.data.samples import Feed, InputSpec, Samples, as_batches, input_specs
 from fgq.eval.compare import BATCH, compare
 from fgq.eval.datasets import open_dataset
 from fgq.eval.report.histograms import (
@@ -29,11 +29,11 @@ from fgq.eval.report.layers import QuantizedLayer, ReportedLayer, pair_layers
 from fgq.eval.report.provenance import Provenance, provenance
 from fgq.eval.report.quality import Progress, Quality, measure_quality
 from fgq.eval.report.sensitivity import Sensitivity
-from fgq.mmse import StreamingHistogram
+from fgq.format import container, onnx_file
 from fgq.plan.options import memory_bits
+from fgq.quantization.mmse import StreamingHistogram
+from fgq.quantization.scheme import WeightScheme
 from fgq.report import LayerReport, Report
-from fgq.scheme import WeightScheme
-from fgq.survey import model_bytes
 
 FLOAT_BITS = 32.0
 

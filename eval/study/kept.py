@@ -15,9 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fgq import onnx_file
 from fgq.errors import DataError
-from fgq.schema import LARGEST_JSON, read_text
+from fgq.format import onnx_file
+from fgq.support.schema import LARGEST_JSON, read_text
 
 T = TypeVar("T")
 

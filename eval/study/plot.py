@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fgq import onnx_file
 from fgq.config import Recipe
 from fgq.errors import ConfigError
 from fgq.eval.study.latency import ONNXRUNTIME
 from fgq.eval.study.rows import Row, Study
-from fgq.stats import Estimate
+from fgq.format import onnx_file
+from fgq.quantization.statistics import Estimate
 
 _RECIPES = (("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"))
 """Colours that stay apart for the colour-blind (Okabe and Ito), and markers."""

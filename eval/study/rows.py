@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fgq import onnx_file
 from fgq.config import Recipe
 from fgq.eval.evaluation import as_text
+from fgq.format import onnx_file
+from fgq.quantization.statistics import Estimate
 from fgq.report import LayerReport, Report
-from fgq.stats import Estimate
 
 Cell = str | int | float | bool | None
 

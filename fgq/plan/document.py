@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fgq.errors import ConfigError
-from fgq.schema import check, names, number, one_of, optional, read_json, shown, table, text, whole
-from fgq.scheme import LARGEST_GROUP, Codes, WeightScheme
+from fgq.quantization.scheme import LARGEST_GROUP, Codes, WeightScheme
+from fgq.support.schema import check, names, number, one_of, optional, read_json, shown, table, text, whole
 
 FORMAT = "fgq plan 1"
 """What a plan file says it is."""

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer
 from fgq.converters.select import Choice
-from fgq.data import Feed
+from fgq.data.samples import Feed
 from fgq.kernels import Plane, Weight, prepare_conv2d, prepare_matmul
 from fgq.kernels.threads import default_threads
 from fgq.plan.options import Option
-from fgq.quantize import quantize_weight
-from fgq.refine.pieces import Piece, Prefix
+from fgq.quantization.scheme import WeightScheme
+from fgq.quantization.weights import quantize_weight
+from fgq.recipes.pieces import Piece, Prefix
 from fgq.runtime.products import channels_first
 from fgq.runtime.windows import read_window
-from fgq.scheme import WeightScheme
 
 _RUNS = 7
 """The median of so many runs is taken, after one that does not count."""

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from fgq.config import ConversionConfig
 from fgq.converters.select import Choice
+from fgq.converters.survey import describe
 from fgq.errors import ConfigError
+from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.report import removed_by
-from fgq.scheme import Codes, WeightScheme
-from fgq.survey import describe
 
 Option = WeightScheme | None
 """The scheme of a layer's weights; None where the layer stays float."""

@@ -14,13 +14,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.select import Choice
-from fgq.data import Feed
-from fgq.mmse import StreamingHistogram, choose_quantizer
-from fgq.outputs import divergence, relative_error
+from fgq.data.samples import Feed
+from fgq.format.outputs import divergence, relative_error
 from fgq.plan.options import Option
-from fgq.quantize import quantize_weight
-from fgq.refine.pieces import Piece, Prefix, Replacement, Values
-from fgq.scheme import ActivationScheme, WeightScheme
+from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
+from fgq.quantization.scheme import ActivationScheme, WeightScheme
+from fgq.quantization.weights import quantize_weight
+from fgq.recipes.pieces import Piece, Prefix, Replacement, Values
 
 DIVERGENCE = "Kullback-Leibler divergence, nats"
 RELATIVE_ERROR = "relative squared error"
@@ -52,7 +52,7 @@ def sensitivities(
     feeds : sequence of feed
         Calibration data, of which the first batches are used.
     scores : str or None
-        The output that scores classes, if there is one (`fgq.outputs.classifier_output`).
+        The output that scores classes, if there is one (`fgq.format.outputs.classifier_output`).
     progress : callable
         Called as ``progress(done, total)``.
 

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fgq.errors import ConfigError
-from fgq.kernels.dispatch import Wish
+from fgq.kernels.products.dispatch import Wish
 from fgq.runtime.feeds import NodeArg
 from fgq.runtime.session import Session
 

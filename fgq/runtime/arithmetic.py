@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.kernels.elementwise import Add, Multiply
+from fgq.kernels.operators.elementwise import Add, Multiply
+from fgq.quantization.scheme import Quantizer
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import (
     Quantized,
@@ -19,7 +20,6 @@ from fgq.runtime.quantizers import (
     read_result,
 )
 from fgq.runtime.step import Array, Call, Step, broadcast
-from fgq.scheme import Quantizer
 
 
 class BinaryStep(Step):

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import DataError
-from fgq.kernels.concat import Concat
-from fgq.kernels.lookup import requantization_table
+from fgq.kernels.operators.concat import Concat
+from fgq.kernels.operators.lookup import requantization_table
 from fgq.runtime.orders import Order, place_of
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step

@@ -1,7 +1,7 @@
 """Products whose activations are quantized at run time: one step quantizes the rows, others multiply them.
 
 What the first makes is no value of the graph: scales, zero points and activations lie in one array
-(`fgq.kernels.dynamic.Rows`), as wide along the last axis as the activations and a few bytes.
+(`fgq.kernels.operators.dynamic.Rows`), as wide along the last axis as the activations and a few bytes.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.dynamic import DynamicProduct
 from fgq.errors import FgqError
+from fgq.format.dynamic_functions import DynamicProduct
 from fgq.kernels import Weight
-from fgq.kernels.dispatch import Memory, Wish
-from fgq.kernels.driver import aligned
-from fgq.kernels.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
-from fgq.kernels.layer import Layer
+from fgq.kernels.operators.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
+from fgq.kernels.products.dispatch import Memory, Wish
+from fgq.kernels.products.driver import aligned
+from fgq.kernels.products.layer import Layer
+from fgq.quantization.scheme import Ranges
 from fgq.runtime.orders import Order
 from fgq.runtime.products import RealEnd, channels_first, possible
 from fgq.runtime.step import Array, Call, Step, broadcast
-from fgq.scheme import Ranges
 
 
 class QuantizeRowsStep(Step):

@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.kernels.activations import Quantize
 from fgq.kernels.boundary import check
+from fgq.kernels.operators.activations import Quantize
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Requantization, is_operator, read_clipped
 from fgq.runtime.step import Array, Call, Step, wanted_rank

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
-from fgq.kernels.driver import aligned
-from fgq.kernels.transformer import Gelu, LayerNorm, Softmax
+from fgq.format.container import constant
+from fgq.kernels.operators.transformer import Gelu, LayerNorm, Softmax
+from fgq.kernels.products.driver import aligned
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Requantization, is_operator, read_result
 from fgq.runtime.step import Array, Call, Step, broadcast

@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq import ort
-from fgq.container import constant
-from fgq.kernels.lookup import Lookup
+from fgq.format.container import constant
+from fgq.graph import ort
+from fgq.kernels.operators.lookup import Lookup
 from fgq.runtime.misread import is_misread
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fgq.container import constant
+from fgq.format.container import constant
 from fgq.runtime.quantizers import dequantized_by, is_operator, overflows
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
+from fgq.format.container import constant
 from fgq.runtime.orders import Order, after_transpose, between
 from fgq.runtime.quantizers import is_operator, read_quantized, read_result
 from fgq.runtime.step import Array, Call, Step, wanted_rank

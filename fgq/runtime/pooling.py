@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import DataError
 from fgq.kernels import Window
-from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import (
     Quantized,

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from fgq.errors import DataError, FgqError
 from fgq.kernels import Plane, Weight, Window
-from fgq.kernels.dispatch import MOST_ADDED, Memory, Wish
-from fgq.kernels.driver import aligned
-from fgq.kernels.elementwise import Add
-from fgq.kernels.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
-from fgq.kernels.layer import Layer, Wishes, packable
-from fgq.qtensor import QuantizedTensor
+from fgq.kernels.operators.elementwise import Add
+from fgq.kernels.products.dispatch import MOST_ADDED, Memory, Wish
+from fgq.kernels.products.driver import aligned
+from fgq.kernels.products.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
+from fgq.kernels.products.layer import Layer, Wishes, packable
+from fgq.quantization.tensor import QuantizedTensor
 from fgq.runtime.arithmetic import bind_binary
 from fgq.runtime.layers import IntegerLayer
 from fgq.runtime.orders import Order, channels_last

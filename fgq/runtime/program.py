@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fgq.kernels.boundary import ready
-from fgq.kernels.driver import aligned
+from fgq.kernels.products.driver import aligned
 from fgq.runtime.edges import QuantizeStep
 from fgq.runtime.memory import Tenant, arrange
 from fgq.runtime.network import Instruction, Network

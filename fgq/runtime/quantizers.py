@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import ACTIVATION_BOUNDS, constant
-from fgq.scheme import Quantizer
+from fgq.format.container import ACTIVATION_BOUNDS, constant
+from fgq.quantization.scheme import Quantizer
 
 _LARGEST = float(np.finfo(np.float32).max)
 

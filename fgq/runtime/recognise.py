@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.container import constant
-from fgq.dynamic import DynamicProduct, find_dynamic_products
-from fgq.kernels.dispatch import Memory, Wish
+from fgq.format.container import constant
+from fgq.format.dynamic_functions import DynamicProduct, find_dynamic_products
+from fgq.kernels.products.dispatch import Memory, Wish
 from fgq.runtime.arithmetic import BinaryStep, read_binary
 from fgq.runtime.concat import read_concat
 from fgq.runtime.dynamic import DynamicProductStep, QuantizeRowsStep

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fgq import onnx_file, ort
-from fgq.container import constant, is_unpack, unpacked
 from fgq.errors import DataError, FgqError, ModelError, first_line
-from fgq.ort_values import needs_values, run_values
+from fgq.format import onnx_file
+from fgq.format.container import constant, is_unpack, unpacked
+from fgq.graph import ort
+from fgq.graph.ort_values import needs_values, run_values
 from fgq.runtime import operators
 from fgq.runtime.misread import is_misread
 from fgq.runtime.plan import Segment

@@ -15,11 +15,12 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from fgq import external, onnx_file
 from fgq.errors import ConfigError, DataError, FgqError, ModelError, refusing, unexpected
-from fgq.functions import recognise
-from fgq.geometry import check_geometry
-from fgq.kernels.dispatch import Memory, Wish
+from fgq.format import external, onnx_file
+from fgq.format.functions import recognise
+from fgq.format.geometry import check_geometry
+from fgq.format.shapes import InferShapes
+from fgq.kernels.products.dispatch import Memory, Wish
 from fgq.kernels.threads import default_threads
 from fgq.runtime.feeds import NodeArg, check_feeds
 from fgq.runtime.network import build
@@ -28,7 +29,6 @@ from fgq.runtime.program import Programs
 from fgq.runtime.recognise import Options, find_steps, float_products
 from fgq.runtime.segments import ForeignStep, NumpyStep, SegmentStep
 from fgq.runtime.step import Step
-from fgq.shapes import InferShapes
 
 Feeds = Mapping[str, Any]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fgq.errors import ConfigError, OutputError, first_line
-from fgq.schema import Kind, UnfitError, check, inside, number, optional, shown, table, whole
+from fgq.support.schema import Kind, UnfitError, check, inside, number, optional, shown, table, whole
 
 if TYPE_CHECKING:
     from fgq.train.trainer import Schedule

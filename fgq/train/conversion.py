@@ -11,15 +11,15 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from fgq import container, onnx_file
-from fgq.container import SCALED_KEY, constant, read_weight
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
+from fgq.format import container, onnx_file
+from fgq.format.container import SCALED_KEY, constant, read_weight
 from fgq.plan.document import Plan
-from fgq.qtensor import QuantizedTensor
+from fgq.quantization.scheme import WeightScheme
+from fgq.quantization.tensor import QuantizedTensor
 from fgq.runtime.quantizers import is_operator
-from fgq.scheme import WeightScheme
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
 
@@ -57,7 +57,7 @@ def load_converted(
     ------
     ModelError
         If the file holds none of the layers or a weight of another shape, or if its weights took scales of
-        channels (`fgq.smooth`): their codes are not those of the module's.
+        channels (`fgq.conversion.smooth`): their codes are not those of the module's.
     """
     layers = quantized_layers(module)
     by_node = {} if float_model is None else _by_weights(layers, float_model)

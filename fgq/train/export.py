@@ -14,15 +14,15 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fgq import onnx_file
 from fgq.config import Form
-from fgq.container import ACTIVATION_BOUNDS, sign
 from fgq.converters import quantized_graph
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ModelError, first_line
-from fgq.qtensor import QuantizedTensor
-from fgq.scheme import Quantizer
+from fgq.format import onnx_file
+from fgq.format.container import ACTIVATION_BOUNDS, sign
+from fgq.quantization.scheme import Quantizer
+from fgq.quantization.tensor import QuantizedTensor
 from fgq.train.conversion import alike, laid_out
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers

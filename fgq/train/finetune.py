@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fgq import onnx_file
 from fgq.errors import ConfigError, DataError, first_line
+from fgq.format import onnx_file
 from fgq.plan.document import Plan
-from fgq.scheme import ActivationScheme, WeightScheme
+from fgq.quantization.scheme import ActivationScheme, WeightScheme
 from fgq.train.batches import Data, batch_of
 from fgq.train.conversion import load_converted, plan_for
 from fgq.train.export import export

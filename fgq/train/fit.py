@@ -1,8 +1,8 @@
-"""The fits of `fgq.ternary` and `fgq.levels` in PyTorch, on the device of the weights, all groups at once.
+"""Ternary and uniform fits (`fgq.quantization`) in PyTorch, on the weights' device, all groups at once.
 
-Symbols as in `fgq.qtensor`: M rows, G groups of N. The steps, their order and their tie rules are those of
-the NumPy modules, in float64 as there. Only sums over a row may be added in another order; a float32 scale
-hides that, unless the sum lies within its last bits of a boundary between two float32 values.
+Symbols as in `fgq.quantization.tensor`: M rows, G groups of N. The steps, their order and their tie rules are
+those of the NumPy modules, in float64 as there. Only sums over a row may be added in another order; a float32
+scale hides that, unless the sum lies within its last bits of a boundary between two float32 values.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgq import levels, ternary
 from fgq.errors import ConfigError
-from fgq.scheme import Codes, Granularity, WeightScheme
+from fgq.quantization import levels, ternary
+from fgq.quantization.scheme import Codes, Granularity, WeightScheme
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -33,7 +33,7 @@ def check_trained(scheme: WeightScheme) -> None:
 
 @torch.no_grad()
 def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_axis: int) -> Tensor:
-    """Return the values that `fgq.quantize.quantize_weight` and `dequantize` give for a weight.
+    """Return the values that `fgq.quantization.weights.quantize_weight` and `dequantize` give for a weight.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def dequantized(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channe
         Finite weights of at least two axes, of any float type; computed in float64.
     scheme : WeightScheme
     group_axis, channel_axis : int
-        As for `fgq.quantize.quantize_weight`.
+        As for `fgq.quantization.weights.quantize_weight`.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bounded(scale: Tensor) -> Tensor:
-    """See `fgq.ternary.bounded_row_scale`, without further bounds."""
+    """See `fgq.quantization.ternary.bounded_row_scale`, without further bounds."""
     return torch.where(scale > 0, scale.clamp_min(_TINY).float().double(), 0.0)
 
 
@@ -117,7 +117,7 @@ def _divided(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def _fit_ternary(groups: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See `fgq.ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,).
+    """See `ternary.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,).
 
     Groups and codes are float32, which sorts and compares them exactly and faster.
     """
@@ -147,7 +147,7 @@ def _rounded_up(values: Tensor) -> Tensor:
 
 
 def _best_scale(prefix: Tensor) -> Tensor:
-    """See `fgq.ternary.best_scale`; of equal prefixes the shortest."""
+    """See `fgq.quantization.ternary.best_scale`; of equal prefixes the shortest."""
     count = torch.arange(1, prefix.shape[-1], device=prefix.device)
     gain = prefix[..., 1:] / count.double().sqrt()
     best = torch.where(gain == gain.amax(-1, keepdim=True), count, count[-1]).amin(-1)
@@ -175,7 +175,7 @@ def _choose_ternary(
 
 
 def _fit_levels(groups: Tensor, max_code: int, limit: int) -> tuple[Tensor, Tensor, Tensor]:
-    """See `fgq.levels.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
+    """See `levels.fit_rows`; groups (M, G, N) to codes (M, G, N), alpha (M, G) and row scale (M,)."""
     real = _real_scale(groups, max_code)
     widest = real.amax(-1) / limit
     best_row_scale = widest
@@ -205,7 +205,7 @@ def _refitted(groups: Tensor, scale: Tensor, max_code: int) -> tuple[Tensor, Ten
 
 
 def _real_scale(groups: Tensor, max_code: int) -> Tensor:
-    """See `fgq.levels.best_scale`."""
+    """See `fgq.quantization.levels.best_scale`."""
     widest = groups.abs().amax(-1) / max_code
     best, best_error = widest, torch.full_like(widest, torch.inf)
     for clipping in levels.CLIPPING.tolist():

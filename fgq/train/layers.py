@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgq.qtensor import QuantizedTensor
-from fgq.quantize import as_rows, assemble, least_row_scale, quantize_bias, quantize_weight
-from fgq.scheme import Codes, WeightScheme
-from fgq.ternary import bounded_row_scale
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.tensor import QuantizedTensor
+from fgq.quantization.ternary import bounded_row_scale
+from fgq.quantization.weights import as_rows, assemble, least_row_scale, quantize_bias, quantize_weight
 from fgq.train.fit import check_trained, dequantized
 from fgq.train.quantizer import ActivationQuantizer
 from fgq.train.scales import NEAR, LearnedScale, as_groups, codes_of, from_groups, whole_scale
@@ -36,7 +36,7 @@ class QuantizedLayer(nn.Module):
 
     Attributes
     ----------
-    weight_scheme : fgq.scheme.WeightScheme
+    weight_scheme : fgq.quantization.scheme.WeightScheme
     strength : float
         0 for float weights, 1 for quantized ones; between them the weight is interpolated (gradual
         quantization).

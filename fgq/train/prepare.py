@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fgq.errors import ConfigError, DataError, ModelError, first_line
-from fgq.mmse import StreamingHistogram, choose_quantizer
-from fgq.scheme import ActivationScheme, Codes, WeightScheme
+from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
+from fgq.quantization.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train.layers import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, read_by, twin
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 from fgq.train.scales import Scales
@@ -116,7 +116,7 @@ def quantized_layers(module: nn.Module) -> dict[str, QuantizedLayer]:
 
 @torch.no_grad()
 def calibrate(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
-    """Set all activation quantizers to those of least squared error (`fgq.mmse`), seen by the float weights.
+    """Set all activation quantizers to those of least squared error, as the float weights see it.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fgq.scheme import Quantizer
+from fgq.quantization.scheme import Quantizer
 from fgq.train import fused
 
 _MOMENTUM = 0.95

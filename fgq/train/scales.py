@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.train import fused
 
 NEAR = 0.4
@@ -43,7 +43,7 @@ def as_groups(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_
     scheme : WeightScheme
         With INT8 codes a row is one group.
     group_axis, channel_axis : int
-        As for `fgq.quantize.quantize_weight`.
+        As for `fgq.quantization.weights.quantize_weight`.
     """
     rows = weight.movedim((channel_axis, group_axis), (0, -1))
     if scheme.codes is Codes.INT8:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train.fit import fitted_steps
 from fgq.train.layers import Axes, QuantizedLayer
 from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers

@@ -9,7 +9,7 @@ from fgq.converters.reader import read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.errors import ConfigError, ModelError
 from fgq.eval.light_models import light_model
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
 
 
 def normal(*shape):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgq.data import InputSpec, as_samples
+from fgq.data.samples import InputSpec, as_samples
 from fgq.errors import DataError
 from fgq.eval.accuracy import BATCH, top1
 

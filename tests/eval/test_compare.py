@@ -10,10 +10,10 @@ import pytest
 from onnx import helper
 
 from fgq import convert
-from fgq.container import SCALED_KEY
 from fgq.converters.passes import SumToAdd
 from fgq.errors import DataError, ModelError
 from fgq.eval.compare import compare
+from fgq.format.container import SCALED_KEY
 
 TEXT = """(float[N,3,8,8] x) => (float[N,4] y) {
     a = Conv<pads=[1,1,1,1]>(x, w)

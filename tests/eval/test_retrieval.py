@@ -12,7 +12,7 @@ from fgq.eval import retrieval
 from fgq.eval.docstrings import Corpus, docstring_pairs
 from fgq.eval.minilm import MAX_TOKENS, export_minilm, sentence_encoder, tokenize
 from fgq.eval.retrieval import calibration_feeds, embed, evaluate, ranks
-from fgq.stats import Estimate
+from fgq.quantization.statistics import Estimate
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from fgq.data import LABELS, Samples, as_samples, input_specs
+from fgq.data.samples import LABELS, Samples, as_samples, input_specs
 from fgq.errors import DataError
 from fgq.eval import characters, tables
 from fgq.eval.datasets import open_dataset
-from fgq.onnx_file import load
+from fgq.format.onnx_file import load
 
 CONFIGS = tables.CONFIGS[:1]
 """The paper's recipe at N=4 with 8-bit activations."""

@@ -4,7 +4,7 @@ import pytest
 
 from fgq.config import Activations, ConversionConfig, Form, Misfit, read_config
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, Codes, WeightScheme
+from fgq.quantization.scheme import ActivationScheme, Codes, WeightScheme
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
-"""What nobody expected of an input is one error, with its cause behind it."""
+"""What nobody expected of an input is one error, with its cause behind it; messages are printable."""
 
 import numpy as np
 import pytest
 
 from fgq import Session, convert, errors
-from fgq.errors import DataError, ModelError, refusing
+from fgq.errors import DataError, ModelError, printable, refusing
 from fgq.runtime import session as session_module
 
 
@@ -57,13 +57,13 @@ def test_nothing_else_leaves_a_session(model, monkeypatch):
 
 
 def test_nothing_else_leaves_a_conversion(model, monkeypatch):
-    monkeypatch.setattr("fgq.pipeline.find_layers", failing(ZeroDivisionError("by zero")))
+    monkeypatch.setattr("fgq.conversion.pipeline.find_layers", failing(ZeroDivisionError("by zero")))
     with pytest.raises(ModelError, match=r"model: found something .* \(ZeroDivisionError: by zero\)"):
         convert(model, activations="none")
 
 
 def test_nothing_else_leaves_a_command(command, monkeypatch):
-    monkeypatch.setattr("fgq.survey.inspect", failing(TypeError("of another type")))
+    monkeypatch.setattr("fgq.converters.survey.inspect", failing(TypeError("of another type")))
     outcome = command("inspect", "m.onnx")
     assert (outcome.code, outcome.out) == (2, "")
     (line,) = outcome.err.splitlines()
@@ -86,3 +86,22 @@ def test_the_names_of_a_model_stay_in_one_line(model):
     assert str(caught.value).startswith(
         "Mat\\nMul: found the operator Mat\\nMul, which runs in onnxruntime only"
     )
+
+
+@pytest.mark.parametrize("text", ["", "layer1.0/conv", "[red]:car:[/]\\", "größe α 層 🙂", "a  b"])
+def test_letters_stay(text):
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31m\x07", "\\x1b[31m\\x07"),
+        ("\r\n\t\x00\x7f", "\\r\\n\\t\\x00\\x7f"),
+        ("\x9b5m\x85", "\\x9b5m\\x85"),
+        ("\u202egnp.exe\u2028\u200b", "\\u202egnp.exe\\u2028\\u200b"),
+        ("\udcff\U000e0001", "\\udcff\\U000e0001"),
+    ],
+)
+def test_all_else_is_written_out(text, shown):
+    assert printable(text) == shown

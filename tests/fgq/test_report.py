@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from fgq.converters.layers import products_of_sum
-from fgq.kernels.packing import pack_codes
-from fgq.quantize import quantize_weight
+from fgq.format.packing import pack_codes
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.weights import quantize_weight
 from fgq.report import (
     LayerReport,
     OutputCheck,
@@ -18,7 +19,6 @@ from fgq.report import (
     multiplications,
     removed_share,
 )
-from fgq.scheme import Codes, WeightScheme
 
 
 def tensor_of(shape, scheme, group_axis=1, channel_axis=0, **options):

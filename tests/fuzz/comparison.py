@@ -17,7 +17,7 @@ from moved import differences_are_moved
 from onnx import TensorProto, helper
 
 import fgq
-from fgq.ort import open_session
+from fgq.graph.ort import open_session
 
 TOLERANCE = 3e-5
 """Of the largest result: what the order of sums in float32 may change."""
@@ -43,8 +43,8 @@ class Verdict(NamedTuple):
 class Reference:
     """A model in onnxruntime, whose integers may saturate on x86 without VNNI, in two ways of adding.
 
-    The way that is exact there (`fgq.ort`) is not to be had for every model, and an ``InferenceSession``
-    without options has the other; so results are right that agree with either.
+    The way that is exact there (`fgq.graph.ort`) is not to be had for every model, and an
+    ``InferenceSession`` without options has the other; so results are right that agree with either.
 
     Parameters
     ----------

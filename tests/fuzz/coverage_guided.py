@@ -24,8 +24,22 @@ from pathlib import Path
 import workers  # first: it sets the number of threads
 
 INSTRUMENTED = (
-    *("fgq.onnx_file", "fgq.external", "fgq.dialect", "fgq.legality", "fgq.geometry", "fgq.shapes"),
-    *("fgq.container", "fgq.functions", "fgq.dynamic", "fgq.config", "fgq.schema", "fgq.runtime"),
+    *(
+        "fgq.format.onnx_file",
+        "fgq.format.external",
+        "fgq.format.dialect",
+        "fgq.format.legality",
+        "fgq.format.geometry",
+        "fgq.format.shapes",
+    ),
+    *(
+        "fgq.format.container",
+        "fgq.format.functions",
+        "fgq.format.dynamic_functions",
+        "fgq.config",
+        "fgq.support.schema",
+        "fgq.runtime",
+    ),
 )
 
 

@@ -207,7 +207,7 @@ def session(model: bytes, *, optimized: bool = True, **entries: str) -> onnxrunt
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    # Products with dequantized weights stay float, as the file says (fgq.ort).
+    # Products with dequantized weights stay float, as the file says (fgq.graph.ort).
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     for key, value in entries.items():
         options.add_session_config_entry(key.replace("__", "."), value)

@@ -24,13 +24,13 @@ from drawing import Drawn, Feeds, draw, session, usable
 from workers import Case, Outcome, kind_of, plain, stage
 
 import fgq
-from fgq import pipeline
+from fgq.conversion import pipeline
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import FgqError
 from fgq.kernels import warmup  # noqa: F401  everything is loaded before workers are forked
-from fgq.mmse import StreamingHistogram, choose_quantizer
-from fgq.scheme import ActivationScheme, Quantizer
+from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
+from fgq.quantization.scheme import ActivationScheme, Quantizer
 
 AFTER_PASSES = 3e-3
 """Of the largest result: what another order of float operations may change, behind a normalization too."""

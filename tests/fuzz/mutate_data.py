@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fgq.data import InputSpec, load_samples
+from fgq.data.npz import read_array, read_headers
+from fgq.data.samples import InputSpec, load_samples
 from fgq.errors import FgqError
-from fgq.npz import read_array, read_headers
 
 X = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
 INPUTS = [InputSpec(name="x", dtype=np.dtype(np.float32), shape=("N", 4, 3))]

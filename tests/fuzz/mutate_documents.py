@@ -33,15 +33,15 @@ from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
 from fgq.config import ConversionConfig, read_config
-from fgq.container import SCALED_KEY
 from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
+from fgq.format.container import SCALED_KEY
 from fgq.plan import read_plan
-from fgq.quantize import quantize_weight
-from fgq.refine.checkpoint import Checkpoint, Finished
-from fgq.scheme import WeightScheme
+from fgq.quantization.scheme import WeightScheme
+from fgq.quantization.weights import quantize_weight
+from fgq.recipes.checkpoint import Checkpoint, Finished
 from fgq.train import checkpoint
 from fgq.train.trainer import Schedule
 

@@ -288,7 +288,7 @@ def guarded(array: Array) -> Array:
     begin = np.frombuffer(memory, np.uint8).ctypes.data
     if _LIBRARY.mprotect(ctypes.c_void_p(begin + size), mmap.PAGESIZE, 0):
         raise OSError(ctypes.get_errno(), "mprotect")
-    # bytes may hold the scales of rows (`fgq.kernels.dynamic.Rows`), which lie at multiples of four
+    # bytes may hold the scales of rows (`fgq.kernels.operators.dynamic.Rows`), which lie at multiples of four
     place = (size - array.nbytes) // 4 * 4
     copy = np.frombuffer(memory, array.dtype, array.size, place).reshape(array.shape)
     copy[...] = array

@@ -32,7 +32,7 @@ TEXT = """<ir_version: 8, opset_import: ["" : 17]> small (float[N,24] x) => (flo
 
 MAIN = """
 import os, sys
-from fgq import stopping
+from fgq.support import stopping
 from fgq.cli import main
 first, writer = stopping.stop_on_signals, int(sys.argv.pop())
 stopping.stop_on_signals = lambda: (first(), os.write(writer, b"."))

@@ -445,7 +445,9 @@ class TestOutputs:
         ],
     )
     def test_report_is_refused_before_the_work(self, unconvertible, monkeypatch, report, found):
-        monkeypatch.setattr("fgq.pipeline.convert_file", lambda *arguments: pytest.fail("converted"))
+        monkeypatch.setattr(
+            "fgq.conversion.pipeline.convert_file", lambda *arguments: pytest.fail("converted")
+        )
         unconvertible("float.onnx", "--report", report, found=found)
 
     def test_report_and_a_new_output_of_one_name(self, refused):

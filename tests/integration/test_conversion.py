@@ -10,7 +10,7 @@ import pytest
 from fgq import ConversionConfig, Session, WeightScheme, convert, convert_file
 from fgq.errors import ConfigError, DataError, ModelError, OutputError, WeightError
 from fgq.eval.light_models import light_model
-from fgq.kernels.dispatch import Wish
+from fgq.kernels.products.dispatch import Wish
 
 TEXT = """(float[N,3,8,8] x) => (float y) {
     a = Conv<pads=[1,1,1,1]>(x, w, b)

@@ -6,7 +6,7 @@ import pytest
 from fgq import Session, convert
 from fgq.config import ConversionConfig
 from fgq.errors import ConfigError
-from fgq.quantize import signal_to_noise_db
+from fgq.quantization.weights import signal_to_noise_db
 
 TEXT = """(float[N,3,8,8] x) => (float y) {
     a = Conv<pads=[1,1,1,1]>(x, w0, b0)

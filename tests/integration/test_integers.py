@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fgq import Session, convert
-from fgq.kernels.dispatch import Wish
-from fgq.ort import saturates
+from fgq.graph.ort import saturates
+from fgq.kernels.products.dispatch import Wish
 from fgq.runtime.products import ProductStep
 
 GROUP_SIZES = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 100])

@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 from fgq import Session, convert
 from fgq.eval.light_models import light_model
 from fgq.eval.topologies import SMALL, TOPOLOGIES
-from fgq.kernels.dispatch import Wish
-from fgq.ort import saturates
+from fgq.graph.ort import saturates
+from fgq.kernels.products.dispatch import Wish
 from fgq.runtime.products import ProductStep
 
 EXTREMES = [(64, "int8"), (4, "int4")]

@@ -8,12 +8,12 @@ from unittest import mock
 
 import numpy as np
 
-from fgq.kernels import driver
-from fgq.kernels.driver import drive, plan_job
-from fgq.kernels.epilogue import Sums
-from fgq.kernels.gather import Geometry
+from fgq.kernels.products import driver
+from fgq.kernels.products.driver import drive, plan_job
+from fgq.kernels.products.epilogue import Sums
+from fgq.kernels.products.gather import Geometry
+from fgq.kernels.products.weights import zero_point_bias
 from fgq.kernels.simd.atomics import interpreted_add
-from fgq.kernels.weights import zero_point_bias
 from fgq.kernels.window import Window
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fgq.kernels import Plane, Weight, reference
+from fgq.kernels import Plane, Weight
+from fgq.kernels.products import reference
 
 KINDS = ("ternary", "tied", "two planes", "int4", "dual int4", "int8")
 

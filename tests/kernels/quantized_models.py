@@ -3,7 +3,7 @@
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from fgq.ort import open_session
+from fgq.graph.ort import open_session
 
 
 def run_quantized(op_type, inputs, result, *, constants=(), after=(), opset=17, domain="", **attributes):

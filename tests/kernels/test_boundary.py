@@ -6,13 +6,13 @@ import pytest
 from fgq.errors import KernelError
 from fgq.kernels import Plane, Sums, Weight, Window
 from fgq.kernels.boundary import check, ready
-from fgq.kernels.concat import Concat
-from fgq.kernels.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
-from fgq.kernels.elementwise import Add
-from fgq.kernels.layer import Layer
-from fgq.kernels.lookup import Lookup
-from fgq.kernels.pooling import AveragePool, GlobalAveragePool, MaxPool
-from fgq.kernels.transformer import Gelu, LayerNorm, Softmax
+from fgq.kernels.operators.concat import Concat
+from fgq.kernels.operators.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
+from fgq.kernels.operators.elementwise import Add
+from fgq.kernels.operators.lookup import Lookup
+from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.transformer import Gelu, LayerNorm, Softmax
+from fgq.kernels.products.layer import Layer
 
 U8, F32 = np.uint8, np.float32
 

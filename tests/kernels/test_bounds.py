@@ -11,10 +11,11 @@ from engines import before_a_forbidden_page as guarded
 from layers import draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
 from test_every_kernel import HERE, Forced, by_name
 
-from fgq.kernels import Dequantize, QuantizedAdd, Requantize, Sums, Window, driver
-from fgq.kernels.driver import drive, plan_job
-from fgq.kernels.gather import Geometry
-from fgq.kernels.layer import Layer
+from fgq.kernels import Dequantize, QuantizedAdd, Requantize, Sums, Window
+from fgq.kernels.products import driver
+from fgq.kernels.products.driver import drive, plan_job
+from fgq.kernels.products.gather import Geometry
+from fgq.kernels.products.layer import Layer
 
 ADD = QuantizedAdd(
     scale=0.02, zero_point=100, residual_scale=0.03, residual_zero_point=9, sum_scale=0.04, sum_zero_point=50

@@ -13,8 +13,8 @@ from layers import KINDS, draw_activations, draw_bias, draw_weight, fitting_size
 
 from fgq.errors import KernelError
 from fgq.kernels import Weight, Window
-from fgq.kernels.dispatch import KERNELS, MOST_ADDED, Kernel, Memory
-from fgq.kernels.layer import Layer, Prepared, packable
+from fgq.kernels.products.dispatch import KERNELS, MOST_ADDED, Kernel, Memory
+from fgq.kernels.products.layer import Layer, Prepared, packable
 from fgq.kernels.simd.isa import available
 
 ALL = [k for k in KERNELS.values() if k.isa in available() and k.module != "reference"]

@@ -32,7 +32,7 @@ def test_numba_flags_are_set_in_one_place(path):
 
 @pytest.mark.parametrize("name", ["_add_by_line", "_add_by_sign"])
 def test_portable_ternary_kernels_multiply_once_per_segment(name):
-    module = importlib.import_module("fgq.kernels.gemm_ternary_portable")
+    module = importlib.import_module("fgq.kernels.products.gemm_ternary_portable")
     tree = ast.parse(Path(module.__file__).read_text())
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
     by_scale = [

@@ -20,8 +20,8 @@ from machine_code import (
 )
 
 from fgq.errors import KernelError
-from fgq.kernels import gemm_amx, gemm_ternary_tables, gemv_dot, gemv_ternary_permute
-from fgq.kernels.driver import aligned
+from fgq.kernels.products import gemm_amx, gemm_ternary_tables, gemv_dot, gemv_ternary_permute
+from fgq.kernels.products.driver import aligned
 from fgq.kernels.simd.emit import emitted, i8, i32
 from fgq.kernels.simd.isa import BY_NAME, available, index_of
 

@@ -31,7 +31,7 @@ def matmul_integer(
     left, right = _by_row(a_zero_point, a), 0 if b_zero_point is None else b_zero_point.astype(np.int16)
     weight = b.astype(np.int16) - right
     if b.ndim == 2 and a.ndim >= 1 and np.ndim(left) == 0 and _for_kernels(weight, b.shape[0]):
-        from fgq.kernels.layer import Layer  # loads compiled code
+        from fgq.kernels.products.layer import Layer  # loads compiled code
 
         x, zero = _unsigned(a, int(left))
         layer = Layer(_single(weight.T), x_zero=zero)
@@ -158,7 +158,7 @@ def _unsigned(x: Array, zero: int) -> tuple[Array, int]:
 
 def _convolved(x: Array, weight: Array, zero: int, sliding: Sliding, group: int) -> Array:
     """Convolve images of one or two dimensions in a kernel, which wants channels last."""
-    from fgq.kernels.layer import Layer
+    from fgq.kernels.products.layer import Layer
 
     flat = (1,) * (4 - x.ndim)  # an image of one dimension has one row
     (above, left), (below, right) = ((0,) * len(flat) + ends for ends in (sliding.before, sliding.after))

@@ -9,8 +9,8 @@ import pytest
 from fgq.eval.bench import baselines, models
 from fgq.eval.bench.layers import Quantizer, draw_layer, prepare
 from fgq.eval.bench.shapes import Conv, MatMul
+from fgq.graph.ort import open_session, saturates, session_options
 from fgq.kernels import ternary_matmul
-from fgq.ort import open_session, saturates, session_options
 
 MATMUL = MatMul(rows=5, inputs=192, outputs=48)
 CONVS = [

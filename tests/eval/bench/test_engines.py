@@ -3,7 +3,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from fgq import npz
+from fgq.data import npz
 from fgq.errors import ModelError
 from fgq.eval.bench import engines
 from fgq.eval.bench.engines import Engine, Runtime, load, measure_footprint, resident_bytes

@@ -4,14 +4,14 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from fgq.display import as_json
+from fgq.cli.display import as_json
 from fgq.errors import KernelError
 from fgq.eval.bench import baselines, kernels
 from fgq.eval.bench.kernels import FULL_PLAN, Result, Row, Trial, Variant, bench_kernels, plan_of
 from fgq.eval.bench.layers import draw_layer, prepare
 from fgq.eval.bench.shapes import GEMM, LLM, RESNET50, Conv, MatMul
-from fgq.kernels.reference import prepare as prepare_reference
-from fgq.kernels.reference import sums as reference_sums
+from fgq.kernels.products.reference import prepare as prepare_reference
+from fgq.kernels.products.reference import sums as reference_sums
 
 MATMUL = MatMul(rows=16, inputs=192, outputs=64)
 CONV = Conv(size=6, channels=64, outputs=32, taps=3, count=2)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fgq.display import as_json
+from fgq.cli.display import as_json
 from fgq.errors import DataError
 from fgq.eval.bench import model_report
 from fgq.eval.bench.baselines import FLOAT, OPENVINO

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fgq.display import as_json
+from fgq.cli.display import as_json
 from fgq.errors import ConfigError, DataError
 from fgq.eval.bench import baselines, document, report, roofline
 from fgq.eval.bench.claims import claims

@@ -10,8 +10,8 @@ import pytest
 from fgq import ConversionConfig, cli
 from fgq.eval.report.advice import costliest, loses, suggestions, summary, total_sensitivity
 from fgq.eval.report.quality import Measure, Quality
-from fgq.scheme import Codes, WeightScheme
-from fgq.stats import Estimate
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.statistics import Estimate
 
 
 def with_difference(findings, value, low, high, name="top1"):

@@ -8,7 +8,7 @@ import pytest
 
 from fgq.eval.report.charts import HEIGHT, WIDTH, activation_shapes, bar_lengths, bars_path, weight_shapes
 from fgq.eval.report.histograms import ActivationHistogram, Thresholds, WeightHistogram
-from fgq.scheme import Quantizer
+from fgq.quantization.scheme import Quantizer
 
 COUNTS = np.array([0, 1, 1000, 30])
 

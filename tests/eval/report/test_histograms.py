@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fgq.eval.report.histograms import BARS, activation_histogram, quantizer_range, weight_histogram
-from fgq.mmse import StreamingHistogram
-from fgq.quantize import quantize_weight
-from fgq.scheme import Codes, Quantizer, WeightScheme
+from fgq.quantization.mmse import StreamingHistogram
+from fgq.quantization.scheme import Codes, Quantizer, WeightScheme
+from fgq.quantization.weights import quantize_weight
 
 RNG = np.random.default_rng(3)
 

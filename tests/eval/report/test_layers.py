@@ -4,12 +4,13 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import ConversionConfig, container, convert_file
+from fgq import ConversionConfig, convert_file
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import ModelError
 from fgq.eval.report.layers import LEFT_OUT, pair_layers
-from fgq.scheme import Codes
+from fgq.format import container
+from fgq.quantization.scheme import Codes
 
 X = np.random.default_rng(0).standard_normal((12, 3, 8, 8)).astype(np.float32)
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import onnx_file
 from fgq.eval.report.provenance import provenance
+from fgq.format import onnx_file
 
 
 @pytest.fixture

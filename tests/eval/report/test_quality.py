@@ -4,11 +4,11 @@ import numpy as np
 import onnx
 import pytest
 
-from fgq import onnx_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data import input_specs, load_samples
+from fgq.data.samples import input_specs, load_samples
 from fgq.eval.accuracy import top1
 from fgq.eval.report.quality import measure_quality
+from fgq.format import onnx_file
 
 
 def silent(stage, done, total):

@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 from scipy import special
 
-from fgq import container, convert
+from fgq import convert
 from fgq.converters.original import Original
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
@@ -18,6 +18,7 @@ from fgq.converters.reader import read_float_model
 from fgq.errors import DataError, ModelError
 from fgq.eval.report.layers import pair_layers
 from fgq.eval.report.sensitivity import Sensitivity, divergence
+from fgq.format import container
 
 
 def normal(*shape):

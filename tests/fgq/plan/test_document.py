@@ -7,7 +7,7 @@ import pytest
 from fgq.errors import ConfigError
 from fgq.plan import Plan, PlannedLayer, read_plan
 from fgq.plan.document import plan_of
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
 
 PLAN = Plan(
     layers={

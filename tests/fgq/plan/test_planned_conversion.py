@@ -11,7 +11,7 @@ from fgq.plan import PlannedLayer, read_plan
 from fgq.plan.document import Plan, plan_of
 from fgq.plan.options import memory_bits
 from fgq.plan.tradeoffs import Tradeoffs
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
 
 
 def test_bits_in_memory_are_codes_and_a_share_of_alpha():

@@ -5,8 +5,8 @@ import pytest
 from fgq.errors import ConfigError
 from fgq.plan.document import Plan
 from fgq.plan.search import cheapest, doubts, search
+from fgq.quantization.statistics import Estimate
 from fgq.report import HeldOutCheck
-from fgq.stats import Estimate
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 16])

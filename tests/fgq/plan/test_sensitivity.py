@@ -10,12 +10,12 @@ from fgq.config import ConversionConfig
 from fgq.converters.layers import find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.select import Choice, choose_schemes
-from fgq.outputs import classifier_output
+from fgq.format.outputs import classifier_output
 from fgq.plan.latency import seconds_of
 from fgq.plan.options import options_of
 from fgq.plan.sensitivity import sensitivities
-from fgq.quantize import quantize_weight
-from fgq.scheme import Codes
+from fgq.quantization.scheme import Codes
+from fgq.quantization.weights import quantize_weight
 
 RNG = np.random.default_rng(3)
 WEIGHTS = {

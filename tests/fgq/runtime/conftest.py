@@ -8,7 +8,7 @@ import pytest
 
 from fgq import Session
 from fgq.kernels import warmup  # noqa: F401  all modules of kernels are loaded
-from fgq.kernels.driver import aligned
+from fgq.kernels.products.driver import aligned
 from fgq.kernels.simd.isa import BY_NAME, available
 
 

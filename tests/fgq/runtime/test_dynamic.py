@@ -10,10 +10,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from fgq import ConversionConfig, Session, convert
 from fgq.config import ExportForm, Form
 from fgq.converters.export import export
-from fgq.dynamic import find_dynamic_products
+from fgq.converters.survey import inspect
 from fgq.errors import ConfigError
-from fgq.scheme import ActivationScheme, Ranges
-from fgq.survey import inspect
+from fgq.format.dynamic_functions import find_dynamic_products
+from fgq.quantization.scheme import ActivationScheme, Ranges
 
 TENSOR, TOKEN = DYNAMIC = ["int8-dynamic", "int8-dynamic-token"]
 

@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq import Session, ort
+from fgq import Session
+from fgq.graph import ort
 from fgq.runtime.misread import is_misread
 
 GEMM = """(uint8[N,8] x) => (uint8 y) {

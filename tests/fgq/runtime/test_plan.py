@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto
 
 from fgq import Session, convert
-from fgq.functions import recognise
+from fgq.format.functions import recognise
 from fgq.runtime.plan import Segment, plan
 from fgq.runtime.products import ProductStep
 from fgq.runtime.recognise import Options, find_steps

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from fgq.errors import ConfigError
-from fgq.quantize import quantize_weight
-from fgq.scheme import Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import Codes, Granularity, WeightScheme
+from fgq.quantization.weights import quantize_weight
 from fgq.train.fit import dequantized
 
 TRAINED = [codes for codes in Codes if codes is not Codes.DUAL]

@@ -8,8 +8,8 @@ from torch import nn
 
 import fgq
 from fgq.errors import ConfigError, DataError, ModelError
-from fgq.ort import open_session
-from fgq.scheme import ActivationScheme, Codes, WeightScheme
+from fgq.graph.ort import open_session
+from fgq.quantization.scheme import ActivationScheme, Codes, WeightScheme
 from fgq.train import calibrate, export, load_converted, prepare, quantized_layers
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 
@@ -71,8 +71,8 @@ def test_every_integer_between_the_layers_is_that_of_onnxruntime(tmp_path):
 
 
 def test_the_file_has_the_weights_and_quantizers_of_a_conversion(tmp_path):
-    from fgq.container import is_unpack, load
     from fgq.eval.torch_export import export_onnx
+    from fgq.format.container import is_unpack, load
 
     module = prepared()
     export(module, tmp_path / "mine.onnx", (images(2),))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fgq.scheme import Quantizer
+from fgq.quantization.scheme import Quantizer
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 
 

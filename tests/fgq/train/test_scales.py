@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from fgq.errors import ConfigError
-from fgq.qtensor import QuantizedTensor
-from fgq.quantize import BIAS_LIMIT, least_row_scale, quantize_bias, quantize_weight
-from fgq.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.tensor import QuantizedTensor
+from fgq.quantization.weights import BIAS_LIMIT, least_row_scale, quantize_bias, quantize_weight
 from fgq.train import calibrate, fused, prepare, quantized_layers
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 from fgq.train.scales import NEAR, LearnedScale, as_groups, from_groups, whole_scale

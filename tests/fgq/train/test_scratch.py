@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fgq.errors import ModelError
-from fgq.ort import open_session
-from fgq.scheme import ActivationScheme, Codes, Granularity, WeightScheme
+from fgq.graph.ort import open_session
+from fgq.quantization.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train import export, quantized_layers
 from fgq.train.fit import dequantized
 from fgq.train.scratch import INT4_PER_FILTER, GroupSteps, RowSteps, fold, prepare_from_scratch

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fgq.cli import app
 from fgq.errors import ConfigError, DataError
-from fgq.scheme import WeightScheme
+from fgq.quantization.scheme import WeightScheme
 from fgq.train import calibrate, prepare
 from fgq.train.trainer import (
     CHECKPOINT,

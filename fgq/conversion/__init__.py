@@ -1,0 +1,1 @@
+"""Conversion of float models: calibrated, quantized, written and checked."""

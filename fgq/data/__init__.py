@@ -1,0 +1,1 @@
+"""Calibration and evaluation data: archives, images, samples, activation ranges."""

@@ -1,0 +1,1 @@
+"""What several layers ask of a graph, and sessions of onnxruntime."""

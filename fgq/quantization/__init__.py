@@ -1,0 +1,1 @@
+"""The mathematics of quantization: schemes, quantized tensors, ternary and uniform fits."""

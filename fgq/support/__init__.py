@@ -1,0 +1,1 @@
+"""What every layer needs of the process: temporary folders, signals, strict readers of text."""

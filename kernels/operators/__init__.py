@@ -1,0 +1,1 @@
+"""Operators between products, on quantized activations or on rows of real values."""

@@ -1,0 +1,1 @@
+"""Products of activations with quantized weights: matrix products and convolutions."""
