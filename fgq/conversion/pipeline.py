@@ -1,7 +1,6 @@
 """The data's path from a float model to a converted one, in one page.
 
-read -> prepare -> find layers -> choose schemes -> find sites -> calibrate -> quantize activations
-     -> quantize weights -> write -> run the written file
+read -> prepare -> layers -> schemes -> sites -> calibrate -> activations -> weights -> write -> self-check
 """
 
 from __future__ import annotations
