@@ -70,7 +70,7 @@ accuracy: .venv/dev
 bench: .venv/bench
 	@mkdir -p build
 	$(BIN)/fgq bench kernels --json build/bench.json
-	$(BIN)/python -P -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
+	$(BIN)/python -P -m fgq.eval.bench.kernel_report build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
 	$(BIN)/fgq bench model --json build/models.json
 	$(BIN)/python -P -m fgq.eval.bench.model_report build/models.json --out docs/benchmarks-models.md
 

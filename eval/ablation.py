@@ -29,7 +29,7 @@ from fgq.eval.accuracy import top1
 from fgq.eval.command import run_command
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, FEED, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx

@@ -5,7 +5,7 @@
     python -m fgq.eval.characters.render --split test --count 50000 --out test50000.npz
     python -m fgq.eval.tables --out docs/accuracy.md --images test50000.npz
 
-Its tables are replaced (`fgq.eval.document`). MiniLM needs the extra ``text``, and the recipe
+Its tables are replaced (`fgq.eval.markdown`). MiniLM needs the extra ``text``, and the recipe
 ``reconstruct`` the extra ``train``.
 """
 
@@ -34,7 +34,7 @@ from fgq.eval.accuracy import top1
 from fgq.eval.command import run_command
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx

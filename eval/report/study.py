@@ -25,7 +25,7 @@ from fgq.eval.report.histograms import (
     activation_histogram,
     weight_histogram,
 )
-from fgq.eval.report.layers import QuantizedLayer, ReportedLayer, pair_layers
+from fgq.eval.report.layer_rows import QuantizedLayer, ReportedLayer, pair_layers
 from fgq.eval.report.provenance import Provenance, provenance
 from fgq.eval.report.quality import Progress, Quality, measure_quality
 from fgq.eval.report.sensitivity import Sensitivity

@@ -84,7 +84,7 @@ def finetune(
     """
     from fgq.cli import display
     from fgq.eval.torch_export import require
-    from fgq.plan.document import read_plan
+    from fgq.plan.plan_file import read_plan
 
     require("torch", "train")
     from fgq.train import finetune as tuning

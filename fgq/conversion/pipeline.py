@@ -27,8 +27,8 @@ from fgq.conversion.heldout import held_out as judge_of
 from fgq.conversion.smooth import smooth
 from fgq.converters.biases import find_bias
 from fgq.converters.compatibility import minimum_onnxruntime
-from fgq.converters.dynamic import quantize_inputs
-from fgq.converters.layers import FloatNode, find_layers
+from fgq.converters.dynamic_products import quantize_inputs
+from fgq.converters.float_layers import FloatNode, find_layers
 from fgq.converters.original import Original, prepare_judged
 from fgq.converters.own import own_scale
 from fgq.converters.passes import ExplicitZeroPoints
@@ -54,7 +54,7 @@ from fgq.quantization.scheme import INT8_LIMIT, WITHOUT_VNNI_LIMIT, ActivationSc
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.quantization.weights import check_finite, least_row_scale, quantize_weight
 from fgq.recipes.checkpoint import Checkpoint, fingerprint
-from fgq.recipes.network import Refined, Task, refine_network
+from fgq.recipes.layerwise import Refined, Task, refine_network
 from fgq.recipes.reductions import is_reduction
 from fgq.report import HeldOutCheck, LayerReport, Report, SelfCheck
 from fgq.support.temporary import temporary_folder
@@ -361,7 +361,7 @@ def _finish(
             model, float_model, reductions, kept, first, refining, checkpoint, config.without
         )
         if recipe is Recipe.RECONSTRUCT:
-            from fgq.recipes.reconstruct.network import reconstruct_network
+            from fgq.recipes.reconstruct.blockwise import reconstruct_network
 
             refined = reconstruct_network(
                 model, float_model, reductions, refined, kept, partial(report_progress, "reconstruct")

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.config import Step
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.converters.rewriting import sole_consumer
 from fgq.format.container import constant
 from fgq.quantization.weights import as_rows

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 
 Single = NDArray[np.float32]
 

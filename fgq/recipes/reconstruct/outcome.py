@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from fgq.data.samples import Feed
 from fgq.quantization.tensor import QuantizedTensor
+from fgq.recipes.layerwise import Task
 from fgq.recipes.moments import Float
-from fgq.recipes.network import Task
 from fgq.recipes.pieces import Piece, Replacement
 from fgq.recipes.reconstruct.training import squared_errors
 

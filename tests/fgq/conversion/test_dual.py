@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 
 from fgq.config import ConversionConfig
 from fgq.conversion.dual import second_inputs, second_weights
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.converters.select import Choice

@@ -6,7 +6,7 @@ import pytest
 
 from fgq.config import ConversionConfig
 from fgq.conversion.smooth import smooth
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.converters.select import choose_schemes

@@ -8,8 +8,8 @@ import pytest
 from fgq import convert
 from fgq.errors import ConfigError, DataError
 from fgq.plan import PlannedLayer, read_plan
-from fgq.plan.document import Plan, plan_of
 from fgq.plan.options import memory_bits
+from fgq.plan.plan_file import Plan, plan_of
 from fgq.plan.tradeoffs import Tradeoffs
 from fgq.quantization.scheme import Codes, WeightScheme
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgq import Session, convert
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.quantization.weights import quantize_weight
 from fgq.recipes.guard import Distance, distance

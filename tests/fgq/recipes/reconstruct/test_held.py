@@ -9,7 +9,7 @@ import pytest
 from fgq import Session, convert
 
 pytest.importorskip("torch")
-network = importlib.import_module("fgq.recipes.reconstruct.network")
+network = importlib.import_module("fgq.recipes.reconstruct.blockwise")
 
 TEXT = """(float[N,8] x) => (float y) {
     a = Gemm(x, w0, b0)

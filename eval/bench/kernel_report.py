@@ -3,9 +3,9 @@
 ::
 
     fgq bench kernels --json build/bench.json
-    python -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
+    python -m fgq.eval.bench.kernel_report build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
 
-Its tables are replaced (`fgq.eval.document`). The plot needs the extra ``report``.
+Its tables are replaced (`fgq.eval.markdown`). The plot needs the extra ``report``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fgq.eval.bench import report
 from fgq.eval.bench.kernels import Result
 from fgq.eval.bench.roofline import draw_roofline
 from fgq.eval.command import run_command
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.support.schema import LARGEST_JSON, read_text
 
 

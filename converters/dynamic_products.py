@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
 from fgq.converters.select import Choice
 from fgq.format.dynamic_functions import find_dynamic_products

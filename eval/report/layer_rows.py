@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Form
-from fgq.converters.layers import FloatNode, Layer, find_layers
+from fgq.converters.float_layers import FloatNode, Layer, find_layers
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.survey import describe
 from fgq.errors import ModelError

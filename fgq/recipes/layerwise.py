@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fgq.config import Recipe, Step
 from fgq.converters.biases import Bias, find_bias
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.data.samples import Feed
 from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.tensor import QuantizedTensor

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fgq.config import Recipe
 from fgq.converters.biases import Bias
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.data.samples import Feed
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.quantization.weights import largest_bias
+from fgq.recipes.layerwise import Refined, Task, refine_network
 from fgq.recipes.moments import Single
-from fgq.recipes.network import Refined, Task, refine_network
 from fgq.recipes.observation import HELD_OUT_EVERY
 from fgq.recipes.pieces import Piece, Prefix, Replacement, Shelf
 from fgq.recipes.reconstruct.blocks import Stretch, find_blocks, find_spans

@@ -6,7 +6,7 @@ import pytest
 
 from fgq.errors import ConfigError
 from fgq.plan import Plan, PlannedLayer, read_plan
-from fgq.plan.document import plan_of
+from fgq.plan.plan_file import plan_of
 from fgq.quantization.scheme import Codes, WeightScheme
 
 PLAN = Plan(

@@ -6,7 +6,7 @@ from onnx import helper, numpy_helper
 
 from fgq import Session, convert
 from fgq.config import Activations
-from fgq.converters.layers import FloatNode, Layer, find_layers
+from fgq.converters.float_layers import FloatNode, Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 

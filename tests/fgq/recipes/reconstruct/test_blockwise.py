@@ -12,7 +12,7 @@ from fgq.errors import ConfigError, DataError
 from fgq.quantization.weights import signal_to_noise_db
 
 pytest.importorskip("torch")
-network = importlib.import_module("fgq.recipes.reconstruct.network")
+network = importlib.import_module("fgq.recipes.reconstruct.blockwise")
 Stage = network.Stage
 
 TRANSFORMER = """(float[N,T,16] x) => (float y) {

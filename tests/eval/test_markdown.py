@@ -1,7 +1,7 @@
 import pytest
 
 from fgq.errors import DataError
-from fgq.eval.document import check_places, markdown_table, replace_tables, rewrite
+from fgq.eval.markdown import check_places, markdown_table, replace_tables, rewrite
 
 
 def test_replaced_tables():

@@ -8,7 +8,7 @@ from fgq import ConversionConfig, convert_file
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import ModelError
-from fgq.eval.report.layers import LEFT_OUT, pair_layers
+from fgq.eval.report.layer_rows import LEFT_OUT, pair_layers
 from fgq.format import container
 from fgq.quantization.scheme import Codes
 

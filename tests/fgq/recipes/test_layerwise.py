@@ -6,7 +6,7 @@ import pytest
 
 from fgq import Codes, Session, convert
 from fgq.config import Step
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.errors import DataError
 from fgq.format.functions import recognise
 from fgq.quantization.weights import signal_to_noise_db
