@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from fgq.format.packing import per_byte
-from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.statistics import Estimate
 from fgq.quantization.tensor import QuantizedTensor
 
@@ -291,7 +291,7 @@ def bits_per_weight(tensor: QuantizedTensor, *, packed: bool) -> float:
     """
     weights = math.prod(tensor.shape)
     bits = 32 * tensor.row_scale.size
-    if packed and tensor.scheme.codes is not Codes.INT8:
+    if packed and tensor.scheme.codes.spec.packed:
         for plane in tensor.planes:
             bits += 8 * -(-plane.codes.size // per_byte(tensor.scheme.codes.largest)) + 8 * plane.alpha.size
     else:
@@ -306,7 +306,7 @@ def removed_share(tensor: QuantizedTensor) -> float:
 
 def removed_by(scheme: WeightScheme, length: int) -> float:
     """Return the share of multiplications that a scheme replaces in a layer of `length` input channels."""
-    if scheme.codes not in (Codes.TERNARY, Codes.TIED):
+    if not scheme.codes.spec.planes:
         return 0.0
     return 1 - -(-length // scheme.group_length(length)) / length
 

@@ -10,9 +10,6 @@ from fgq.report import LayerReport
 
 _FLOAT_BITS = 32
 
-_CODE_BITS = {Codes.TERNARY: 2, Codes.TIED: 4, Codes.INT4: 4, Codes.INT8: 8, Codes.DUAL: 8}
-"""Bits of a weight as kernels hold it."""
-
 _WIDTHS = (4, 8, 16, 32)
 """Widths of the multipliers of the linear cost."""
 
@@ -64,15 +61,15 @@ def costs_of(layers: Iterable[LayerReport], *, converted: bool) -> Costs:
     for layer in layers:
         products = layer.multiplications or 0
         codes = Codes(layer.scheme.split()[0]) if converted and layer.is_converted else None
-        w = _FLOAT_BITS if codes is None else _CODE_BITS[codes]
+        w = _FLOAT_BITS if codes is None else codes.spec.memory_bits
         a = _FLOAT_BITS if codes is None else layer.activation_bits or _FLOAT_BITS
         left = products * (1 - layer.multiplications_removed)
         quadratic += products * w * a
         linear += products * next(width for width in _WIDTHS if width >= max(w, a))
         memory += layer.weights * (_FLOAT_BITS if codes is None else layer.bits_per_weight)
         multiplications += left
-        additions += products * (2 if codes is Codes.TIED else 1)
-        additions += left if codes in (Codes.TERNARY, Codes.TIED) else 0
+        planes = 0 if codes is None else codes.spec.planes
+        additions += products * max(planes, 1) + (left if planes else 0)
     return Costs(
         quadratic=quadratic,
         linear=linear,

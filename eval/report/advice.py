@@ -196,7 +196,7 @@ def _layers(findings: Findings) -> Iterator[str]:
 
 
 def _suggestions(findings: Findings) -> Iterator[Suggestion]:
-    low = [layer for layer in findings.layers if layer.scheme and layer.scheme.codes is not Codes.INT8]
+    low = [layer for layer in findings.layers if layer.scheme and layer.scheme.codes.spec.packed]
     N = max((layer.scheme.group_size or 1 for layer in low if layer.scheme), default=0)
     if low:
         yield from _budget(findings, N)

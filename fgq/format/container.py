@@ -43,7 +43,7 @@ SCALED_KEY = "fgq.scaled"
 
 _MOST_AXES = 32
 
-PACKED = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.DUAL)
+PACKED = tuple(codes for codes in Codes if codes.spec.packed)
 """Codes that a table says how to read from bytes; INT8 is written as it is."""
 
 ACTIVATION_BOUNDS = {4: (0, 15), 8: (0, 255)}
@@ -188,7 +188,7 @@ def read_integers(
     try:
         tensor.validate()
     except FgqError as error:
-        if scheme.codes is Codes.INT8:  # a foreign weight that is quantized in another way
+        if not scheme.codes.spec.packed:  # a foreign weight that is quantized in another way
             return None
         raise ModelError(f"{name}: {error}") from None
     return tensor

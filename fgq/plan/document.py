@@ -141,7 +141,7 @@ def _fields(scheme: WeightScheme | None) -> dict[str, Any]:
 
 def _layer(entry: Mapping[str, Any], where: str) -> PlannedLayer:
     codes, size = entry["codes"], entry.get("group_size")
-    grouped = codes not in (Codes.INT8, Codes.DUAL, FLOAT)
+    grouped = codes != FLOAT and Codes(codes).spec.grouped
     if grouped != (size is not None):
         wanted = "a whole number of at least 1" if grouped else "none"
         raise ConfigError(f"{where}: found the group size {size}, wanted {wanted} for {codes}")

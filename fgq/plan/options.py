@@ -17,10 +17,9 @@ from fgq.report import removed_by
 Option = WeightScheme | None
 """The scheme of a layer's weights; None where the layer stays float."""
 
-CANDIDATES = (Codes.TERNARY, Codes.TIED, Codes.INT4, Codes.INT8)
+CANDIDATES = tuple(sorted((codes for codes in Codes if codes.spec.planned), key=lambda codes: codes.largest))
 """The codes among which a plan chooses, cheapest first; after them comes float."""
 
-_CODE_BITS = {Codes.TERNARY: 2, Codes.TIED: 4, Codes.INT4: 4, Codes.INT8: 8}
 _FLOAT_BITS = 32
 
 
@@ -28,10 +27,10 @@ def options_of(choice: Choice, config: ConversionConfig) -> list[Option]:
     """Return what a layer may become: of a layer kept at 8 bits that or float, in a subgraph what it is."""
     if choice.layer.in_subgraph:
         return [choice.weights]
-    if choice.weights.codes is Codes.INT8:
+    if not choice.weights.codes.spec.grouped:
         return [choice.weights, None]
     ladder: list[Option] = [
-        config.int8 if codes is Codes.INT8 else replace(choice.weights, codes=codes) for codes in CANDIDATES
+        replace(choice.weights, codes=codes) if codes.spec.grouped else config.int8 for codes in CANDIDATES
     ]
     return [*ladder, None]
 
@@ -47,8 +46,8 @@ def memory_bits(option: Option, length: int) -> float:
     """
     if option is None:
         return _FLOAT_BITS
-    alpha = 0.0 if option.codes is Codes.INT8 else 8 / option.group_length(length)
-    return _CODE_BITS[option.codes] + alpha
+    spec = option.codes.spec
+    return spec.memory_bits + (8 / option.group_length(length) if spec.grouped else 0.0)
 
 
 def bits_of(choice: Choice, options: list[Option]) -> NDArray[np.float64]:

@@ -30,8 +30,53 @@ LARGEST_GROUP = 2**31 - 1
 """Most weights that may share one scale; groups end with their row in any case."""
 
 
+class Fit(StrEnum):
+    """How the codes and scales of a row follow from its weights."""
+
+    TERNARY = "ternary"
+    """Least squares over the codes -1, 0, 1 (`fgq.quantization.ternary`)."""
+    LEVELS = "levels"
+    """Least squares over evenly spaced levels (`fgq.quantization.levels`)."""
+    LARGEST = "largest"
+    """The row's largest magnitude becomes the largest code: nothing is clipped (`int8_rows`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeSpec:
+    """What sets codes apart from others: all that the rest of the program asks of them.
+
+    Parameters
+    ----------
+    largest : int
+        Largest magnitude of a code; codes are all whole numbers up to it, of both signs.
+    memory_bits : int
+        Bits of a code as kernels hold it.
+    fit : Fit
+    grouped : bool
+        Whether groups of weights have scales of their own; otherwise alpha is 1, and rows share one scale.
+    packed : bool
+        Whether several codes are written to a byte, as many as fit (`fgq.format.packing`).
+    planes : int
+        Ternary planes that make up a code, so that additions alone compute its products; 0 where kernels
+        multiply.
+    trainable : bool
+        Whether `fgq.train` has the fit (`fgq.train.fit`).
+    planned : bool
+        Whether a plan may choose them (`fgq.plan`).
+    """
+
+    largest: int
+    memory_bits: int
+    fit: Fit = Fit.LEVELS
+    grouped: bool = True
+    packed: bool = True
+    planes: int = 0
+    trainable: bool = True
+    planned: bool = True
+
+
 class Codes(StrEnum):
-    """What the codes of a weight are."""
+    """What the codes of a weight are; `CODE_SPECS` has a row for each."""
 
     TERNARY = "ternary"
     """-1, 0, 1 (FGQ, arXiv 1705.01462)."""
@@ -48,9 +93,24 @@ class Codes(StrEnum):
     """
 
     @property
+    def spec(self) -> CodeSpec:
+        """What sets these codes apart."""
+        return CODE_SPECS[self]
+
+    @property
     def largest(self) -> int:
         """Largest magnitude of a code."""
-        return {"ternary": 1, "tied": 4, "int4": 7, "int8": INT8_LIMIT, "dual-int4": 112}[self.value]
+        return self.spec.largest
+
+
+CODE_SPECS: dict[Codes, CodeSpec] = {
+    Codes.TERNARY: CodeSpec(largest=1, memory_bits=2, fit=Fit.TERNARY, planes=1),
+    Codes.TIED: CodeSpec(largest=4, memory_bits=4, planes=2),
+    Codes.INT4: CodeSpec(largest=7, memory_bits=4),
+    Codes.INT8: CodeSpec(largest=INT8_LIMIT, memory_bits=8, fit=Fit.LARGEST, grouped=False, packed=False),
+    Codes.DUAL: CodeSpec(largest=112, memory_bits=8, grouped=False, trainable=False, planned=False),
+}
+"""Every kind of codes. A new one is a member of `Codes`, a row here and, where it needs one, a fit."""
 
 
 class Granularity(StrEnum):
@@ -95,8 +155,8 @@ class WeightScheme:
     weight_limit: int = INT8_LIMIT
 
     def __post_init__(self) -> None:
-        eight_bit = self.codes in (Codes.INT8, Codes.DUAL)
-        if eight_bit and self.granularity is not Granularity.LAYER:
+        grouped = self.codes.spec.grouped
+        if not grouped and self.granularity is not Granularity.LAYER:
             object.__setattr__(self, "granularity", Granularity.FILTER)
         if self.granularity is not Granularity.GROUP:
             object.__setattr__(self, "group_size", None)
@@ -104,7 +164,7 @@ class WeightScheme:
             raise ConfigError(
                 f"group size: found {self.group_size}, wanted a whole number of 1 to {LARGEST_GROUP}"
             )
-        least = 1 if eight_bit else self.codes.largest
+        least = self.codes.largest if grouped else 1
         if not least <= self.weight_limit <= INT8_LIMIT:
             raise ConfigError(f"weight limit: found {self.weight_limit}, wanted {least}..{INT8_LIMIT}")
 
@@ -128,7 +188,7 @@ class WeightScheme:
     def __str__(self) -> str:
         if self.group_size is not None:
             return f"{self.codes} N={self.group_size}"
-        plain = self.codes in (Codes.INT8, Codes.DUAL) and self.granularity is Granularity.FILTER
+        plain = not self.codes.spec.grouped and self.granularity is Granularity.FILTER
         return str(self.codes) if plain else f"{self.codes} per {self.granularity}"
 
 

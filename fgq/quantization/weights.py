@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import WeightError
 from fgq.quantization import levels, ternary
-from fgq.quantization.scheme import INT8_LIMIT, Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import INT8_LIMIT, Fit, Granularity, WeightScheme
 from fgq.quantization.tensor import Plane, QuantizedTensor
 from fgq.quantization.ternary import bounded_row_scale
 
@@ -68,7 +68,7 @@ def quantize_weight(
     if not per_channel:
         matrix = matrix.reshape(1, -1, matrix.shape[-1])
         least = None if least is None else least.max(keepdims=True)
-    if scheme.codes is Codes.INT8:
+    if scheme.codes.spec.fit is Fit.LARGEST:
         codes, row_scale = int8_rows(matrix, scheme, least)
         alpha = np.ones((1, 1, 1), np.uint8)
     else:
@@ -327,7 +327,7 @@ def fit_matrix(
         groups = padded.reshape(M, -1, N)
     else:
         groups = matrix.reshape(M, 1, -1)
-    if scheme.codes is Codes.TERNARY:
+    if scheme.codes.spec.fit is Fit.TERNARY:
         codes, alpha, row_scale = ternary.fit_rows(groups, scheme.alpha_limit, least_row_scale)
     else:
         codes, alpha, row_scale = levels.fit_rows(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 import numpy as np
 
 from fgq.config import Step
-from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import Fit, WeightScheme
 from fgq.quantization.ternary import bounded_row_scale
 from fgq.recipes.codebook import Codebook
 from fgq.recipes.descent import fit_row_scale, sweep
@@ -70,7 +70,7 @@ def rescaled(
 
     Of INT8 rows, those that clip nothing come first.
     """
-    if scheme.codes is Codes.INT8:
+    if scheme.codes.spec.fit is Fit.LARGEST:
         yield nearest(problem.target, scheme, grouping, least)
     rows = least_squares(problem.target, scheme, grouping, least)
     yield rows

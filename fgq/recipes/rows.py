@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.quantization.scheme import Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import Fit, Granularity, WeightScheme
 from fgq.quantization.weights import fill_unused, fit_matrix, int8_rows
 from fgq.recipes.moments import Float, Single
 
@@ -112,7 +112,7 @@ def nearest(weights: Float, scheme: WeightScheme, grouping: Grouping, least: Flo
     least : ndarray of float64, shape (M,), or None
         Lower bounds on the row scales.
     """
-    if scheme.codes is not Codes.INT8:
+    if scheme.codes.spec.fit is not Fit.LARGEST:
         return least_squares(weights, scheme, grouping, least)
     matrix, bound = _apart(weights, grouping, least)
     codes, row_scale = int8_rows(matrix, scheme, bound)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from fgq.errors import ConfigError
 from fgq.quantization import levels, ternary
-from fgq.quantization.scheme import Codes, Granularity, WeightScheme
+from fgq.quantization.scheme import Fit, Granularity, WeightScheme
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -26,8 +26,8 @@ def check_trained(scheme: WeightScheme) -> None:
     ConfigError
         If the scheme is neither ternary, tied or INT4 in groups nor INT8 per channel.
     """
-    usual = Granularity.FILTER if scheme.codes is Codes.INT8 else Granularity.GROUP
-    if scheme.codes is Codes.DUAL or scheme.granularity is not usual:
+    usual = Granularity.GROUP if scheme.codes.spec.grouped else Granularity.FILTER
+    if not scheme.codes.spec.trainable or scheme.granularity is not usual:
         raise ConfigError(f"scheme: found {scheme}, wanted groups of ternary, tied or int4, or int8 to train")
 
 
@@ -85,7 +85,7 @@ def _fit_weight(
     rows = weight.to(torch.float32).movedim((channel_axis, group_axis), (0, -1))
     moved = rows.shape
     matrix = rows.reshape(moved[0], -1, moved[-1])
-    if scheme.codes is Codes.INT8:
+    if scheme.codes.spec.fit is Fit.LARGEST:
         matrix = matrix.double()
         scale = _bounded(matrix.abs().amax(dim=(1, 2)) / scheme.max_code)
         divisor = torch.where(scale > 0, scale, 1.0)[:, None, None]
@@ -102,7 +102,7 @@ def _fit_weight(
 
 
 def _fit(groups: Tensor, scheme: WeightScheme) -> tuple[Tensor, Tensor, Tensor]:
-    if scheme.codes is Codes.TERNARY:
+    if scheme.codes.spec.fit is Fit.TERNARY:
         return _fit_ternary(groups, scheme.alpha_limit)
     return _fit_levels(groups.double(), scheme.max_code, scheme.alpha_limit)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.quantization.ternary import bounded_row_scale
 from fgq.quantization.weights import as_rows, assemble, least_row_scale, quantize_bias, quantize_weight
@@ -149,7 +149,7 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def _take_scales(self, tensor: QuantizedTensor) -> None:
         rows = torch.from_numpy(tensor.row_scale.copy()).to(self.row_scale)
-        if self.weight_scheme.codes is Codes.INT8:
+        if not self.weight_scheme.codes.spec.grouped:
             self.row_scale.zero_()  # nothing but the one scale of a row counts
             self.group_scale.copy_(rows[:, None])
             return

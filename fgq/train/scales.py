@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fgq.quantization.scheme import Codes, WeightScheme
+from fgq.quantization.scheme import WeightScheme
 from fgq.train import fused
 
 NEAR = 0.4
@@ -41,12 +41,12 @@ def as_groups(weight: Tensor, scheme: WeightScheme, *, group_axis: int, channel_
     ----------
     weight : torch.Tensor
     scheme : WeightScheme
-        With INT8 codes a row is one group.
+        With codes that are not grouped a row is one group.
     group_axis, channel_axis : int
         As for `fgq.quantization.weights.quantize_weight`.
     """
     rows = weight.movedim((channel_axis, group_axis), (0, -1))
-    if scheme.codes is Codes.INT8:
+    if not scheme.codes.spec.grouped:
         return rows.reshape(rows.shape[0], 1, -1)
     size = scheme.group_length(rows.shape[-1])
     missing = -rows.shape[-1] % size

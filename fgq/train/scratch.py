@@ -168,7 +168,7 @@ def prepare_from_scratch(
 
 def _steps(layer: QuantizedLayer) -> RowSteps | GroupSteps:
     scheme = layer.weight_scheme
-    if scheme.codes is Codes.INT8 or scheme == INT4_PER_FILTER:
+    if not scheme.codes.spec.grouped or scheme == INT4_PER_FILTER:
         return RowSteps(scheme.max_code, layer.channel_axis)
     return GroupSteps(layer.weight, scheme, **layer.axes)
 

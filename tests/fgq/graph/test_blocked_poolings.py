@@ -78,7 +78,7 @@ def test_of_functions_and_branches():
 def test_onnxruntime_outlives_them(op_type):
     made = model([CONV, pool(op_type=op_type, kernel_shape=[5, 5], strides=[2, 2], ceil_mode=1)])
     program = (
-        "import sys, numpy as np; from fgq import ort; "
+        "import sys, numpy as np; from fgq.graph import ort; "
         "session = ort.open_session(sys.stdin.buffer.read(), 'model'); "
         "print(session.run(None, {'x': np.ones((1, 16, 3, 3), np.float32)})[0].shape)"
     )

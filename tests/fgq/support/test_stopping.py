@@ -38,7 +38,7 @@ def run(program, **options):
     ],
 )
 def test_no_place_swallows_a_signal(number, place):
-    setting = "import os, fgq.support.stopping\nfgq.stopping.stop_on_signals()\n"
+    setting = "import os, fgq.support.stopping\nfgq.support.stopping.stop_on_signals()\n"
     done = run(f"{setting}stop = lambda: os.kill(os.getpid(), {number})\n{place}")
     assert (done.returncode, done.stdout) == (128 + number, "")
     assert done.stderr == f"fgq: error: stopped by {signal.Signals(number).name}\n"
