@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from fgq.eval.datasets import DOCSTRINGS, open_dataset
 from fgq.format import onnx_file
 from fgq.quantization.statistics import Estimate
 from fgq.runtime import Session
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

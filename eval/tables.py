@@ -12,7 +12,7 @@ Its tables are replaced (`fgq.eval.markdown`). MiniLM needs the extra ``text``, 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -42,9 +42,8 @@ from fgq.format import onnx_file
 from fgq.quantization.scheme import Codes
 from fgq.report import Report
 from fgq.runtime import Session
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def _config(

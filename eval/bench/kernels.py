@@ -20,8 +20,7 @@ from fgq.eval.bench.drawn_layers import Contender, DrawnLayer, draw_layer, prepa
 from fgq.eval.bench.shapes import GEMM, LLM, RESNET50, Shape
 from fgq.eval.bench.timing import Timing, time_alternating
 from fgq.kernels.simd.isa import available, machine_features
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 WISHES = (
     ("multiplication-free", "compact"),

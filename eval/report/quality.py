@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from fgq.eval.datasets import DOCSTRINGS
 from fgq.eval.evaluation import evaluate
 from fgq.format import onnx_file
 from fgq.quantization.statistics import Estimate, bootstrap_interval, wilson_interval
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 SHARES = {"top1", "agreement"}
 """The measures that are shares of samples; all others are means."""

@@ -27,13 +27,14 @@ from fgq.eval.report.histograms import (
 )
 from fgq.eval.report.layer_rows import QuantizedLayer, ReportedLayer, pair_layers
 from fgq.eval.report.provenance import Provenance, provenance
-from fgq.eval.report.quality import Progress, Quality, measure_quality
+from fgq.eval.report.quality import Quality, measure_quality
 from fgq.eval.report.sensitivity import Sensitivity
 from fgq.format import container, onnx_file
 from fgq.plan.options import memory_bits
 from fgq.quantization.mmse import StreamingHistogram
 from fgq.quantization.scheme import WeightScheme
 from fgq.report import LayerReport, Report
+from fgq.support.progress import Progress
 
 FLOAT_BITS = 32.0
 

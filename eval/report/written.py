@@ -8,9 +8,9 @@ from typing import NamedTuple
 from fgq.conversion.files import refuse_model_files, refuse_same_file
 from fgq.eval.report.page import render, require_jinja2
 from fgq.eval.report.plots import draw_plots, make_folder, require_matplotlib
-from fgq.eval.report.quality import Progress
 from fgq.eval.report.study import Findings, study
 from fgq.format import onnx_file
+from fgq.support.progress import Progress
 
 
 class Written(NamedTuple):

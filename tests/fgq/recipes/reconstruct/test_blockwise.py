@@ -96,7 +96,7 @@ def quality(make_model, run, name, **options):
 @pytest.mark.parametrize(("name", "gain"), [("transformer", 1.5), ("cnn", -0.2)])
 def test_reconstruction_helps(make_model, run, monkeypatch, name, gain):
     """The convolutional network leaves little to gain, up to 0.3 dB; the transformer 3.4 to 5.9 dB."""
-    monkeypatch.setattr("fgq.conversion.pipeline.CALIBRATION_BATCH", 8)  # the batches of reconstruction
+    monkeypatch.setattr("fgq.conversion.prepared.CALIBRATION_BATCH", 8)  # the batches of reconstruction
     before, _ = quality(make_model, run, name, recipe="calibrated")
     after, report = quality(make_model, run, name, recipe="reconstruct")
     assert report.options["recipe"] == "reconstruct"
@@ -122,7 +122,7 @@ def test_blocks_that_held_out_data_do_not_like_stay_as_calibrated(make_model, mo
     """Steps far too large."""
     model, data = make_model(*MODELS["transformer"], opset=20), samples("transformer", 96)
     monkeypatch.setattr(
-        "fgq.conversion.pipeline.RECONSTRUCTION_BATCH", 32
+        "fgq.conversion.prepared.RECONSTRUCTION_BATCH", 32
     )  # the batches of the recipe calibrated
     calibrated = convert(model, calibration=data, recipe="calibrated").model
     for name in ("SCALES", "CODES", "JOINT"):

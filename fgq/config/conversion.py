@@ -1,13 +1,14 @@
-"""What a person may ask of a conversion, from Python, the command line or a file."""
+"""The options of a conversion, each a field with its kind, its help text and its default."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from fgq.config.choices import Activations, Form, Misfit, Recipe, Step
+from fgq.config.option import option, options
 from fgq.errors import ConfigError
 from fgq.quantization.scheme import (
     INT8_LIMIT,
@@ -29,10 +30,7 @@ from fgq.support.schema import (
     number,
     optional,
     pattern,
-    read_json,
-    read_toml,
     shown,
-    table,
     whole,
 )
 
@@ -43,71 +41,23 @@ DUAL_ACTIVATIONS = 0.05
 """Layers whose 4-bit input loses more than this share of its squared sum get a second tensor."""
 
 
-class Activations(StrEnum):
-    """How activations are held between layers."""
+_PREFIX = "percentile:"
+_PERCENTILE = re.compile(_PREFIX + r"[0-9]{1,3}(\.[0-9]{1,9})?")
 
-    INT8 = "int8"
-    INT4 = "int4"
-    INT8_DYNAMIC = "int8-dynamic"
-    """What MatMul and Gemm read; ranges of whole tensors, found at run time."""
-    INT8_DYNAMIC_TOKEN = "int8-dynamic-token"
-    """The same with a range for each row along the last axis."""
-    NONE = "none"
+_TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
 
 
-class Recipe(StrEnum):
-    """How weights become integers, see docs/recipes.md."""
-
-    FGQ = "fgq"
-    """The nearest group, as the paper of 2017 has it; means and variances corrected with data."""
-    CALIBRATED = "calibrated"
-    """Groups chosen for what they do to the layer's output on calibration data."""
-    OMSE = "omse-int4"
-    """INT4 of least squared error, its scales refined on calibration data."""
-    RECONSTRUCT = "reconstruct"
-    """As calibrated, then trained block by block to give the float network's outputs."""
+_POSITIVE = optional(number(above=0, wanted="a positive number"))
+_SHARE = optional(number(least=0, wanted="a share of the squared sum, 0 or more"))
 
 
-class Step(StrEnum):
-    """A step of the recipes that look at data, see docs/recipes.md."""
-
-    TARGET = "target"
-    """Quantize what serves the inputs as they now are, in place of the float weights."""
-    RESIDUAL = "residual"
-    """Make up for what the value that a result is added to has lost."""
-    FEEDBACK = "feedback"
-    """Let the weights not yet quantized make up for those that are."""
-    DESCENT = "descent"
-    """Sweep over codes and scales under the input covariance."""
-    BIAS = "bias"
-    """Correct biases, and then judge weights by what no bias can make up for."""
-
-
-class Form(StrEnum):
-    """How the weights are written, see docs/architecture.md."""
-
-    PACKED = "packed"
-    INT8 = "int8"
-    INLINED = "inlined"
-
-
-class ExportForm(StrEnum):
-    """What a converted model is written as."""
-
-    INT8 = "int8"
-    """Quantize and dequantize nodes around int8 weights, for any engine that knows these."""
-    INLINED = "inlined"
-    """As packed, with the function's operators in its place."""
-    FLOAT = "float"
-    """Float operators and weights alone; the weights keep their quantized values."""
-
-
-class Misfit(StrEnum):
-    """What to do with a layer whose reduction axis is no multiple of the group size."""
-
-    ERROR = "error"
-    RAGGED = "ragged"
-    SMALLER = "smaller"
+def _range(value: object) -> str:
+    """Return how ranges are chosen."""
+    if value == "mse":
+        return "mse"
+    if isinstance(value, str) and _PERCENTILE.fullmatch(value) and 50 < float(value[len(_PREFIX) :]) <= 100:
+        return value
+    raise UnfitError(shown(value), "mse, or percentile:P with P above 50 and up to 100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,29 +128,159 @@ class ConversionConfig:
         If a value is out of its range or a regular expression is malformed.
     """
 
-    group_size: int = 64
-    weights: Codes | None = None
-    recipe: Recipe | None = None
-    without: tuple[Step, ...] = ()
-    granularity: Granularity | None = None
-    dual_weights: float | None = None
-    dual_activations: float | None = None
-    smooth: bool | None = None
-    target_bits: float | None = None
-    target_multiplications: float | None = None
-    target_latency: float | None = None
-    max_drop: float | None = None
-    activations: Activations = Activations.INT8
-    range: str = "mse"
-    form: Form = Form.PACKED
-    include: str | None = None
-    exclude: str | None = None
-    group_size_fallback: Misfit = Misfit.RAGGED
-    first_last_int8: bool = True
-    x86_without_vnni: bool = False
+    group_size: int = field(
+        default=64, metadata=option(whole(1, LARGEST_GROUP), "Weights that share one scale.", metavar="N")
+    )
+    weights: Codes | None = field(
+        default=None,
+        metadata=option(
+            optional(choice(Codes)),
+            "Codes of the weights: -1..1, two tied ternary planes, or integers.",
+            in_words="ternary; int4 with omse-int4",
+        ),
+    )
+    recipe: Recipe | None = field(
+        default=None,
+        metadata=option(
+            optional(choice(Recipe)),
+            "How weights become integers: the paper's way, calibrated on data, calibrated and then trained "
+            "block by block (extra train), or INT4 of least squared error.",
+            in_words="calibrated with calibration data, else fgq",
+        ),
+    )
+    without: tuple[Step, ...] = field(
+        default=(),
+        metadata=option(
+            items(choice(Step), wanted="a list of steps"),
+            "Leave a step of the recipe out (docs/recipes.md); may be repeated.",
+            metavar="STEP",
+        ),
+    )
+    granularity: Granularity | None = field(
+        default=None,
+        metadata=option(
+            optional(choice(Granularity)),
+            "With omse-int4: which weights share a scale.",
+            in_words="group; filter for int8 weights",
+        ),
+    )
+    dual_weights: float | None = field(
+        default=None,
+        metadata=option(
+            _SHARE,
+            "With omse-int4: a second INT4 tensor for layers that lose more than this share of the squared "
+            "sum of their weights.",
+            metavar="SHARE",
+            in_words=f"{DUAL_WEIGHTS}",
+        ),
+    )
+    dual_activations: float | None = field(
+        default=None,
+        metadata=option(
+            _SHARE,
+            "With 4-bit activations: a second 4-bit tensor for layers that lose more than this share of the "
+            "squared sum of their input.",
+            metavar="SHARE",
+            in_words=f"{DUAL_ACTIVATIONS} with omse-int4, else none",
+        ),
+    )
+    smooth: bool | None = field(
+        default=None,
+        metadata=option(
+            optional(flag),
+            "Scale channels of activations, and weights against them, where data say that this lowers the "
+            "error.",
+            in_words="with 4-bit activations",
+            flags="--smooth/--no-smooth",
+        ),
+    )
+    target_bits: float | None = field(
+        default=None,
+        metadata=option(
+            _POSITIVE,
+            "Choose ternary, tied, int4, int8 or float for each layer: at most B bits a weight.",
+            metavar="B",
+        ),
+    )
+    target_multiplications: float | None = field(
+        default=None,
+        metadata=option(
+            _POSITIVE, "The same, for at most this share of float's multiplications.", metavar="SHARE"
+        ),
+    )
+    target_latency: float | None = field(
+        default=None,
+        metadata=option(
+            _POSITIVE,
+            "The same, for this share of float's time, estimated by timing each layer.",
+            metavar="SHARE",
+        ),
+    )
+    max_drop: float | None = field(
+        default=None,
+        metadata=option(
+            optional(number(least=0, wanted="a number of at least 0")),
+            "Plan for the fewest bits whose loss on held-out samples is at most so many points.",
+            metavar="POINTS",
+        ),
+    )
+    activations: Activations = field(
+        default=Activations.INT8,
+        metadata=option(
+            choice(Activations),
+            "8- or 4-bit activations with ranges from calibration data; 8-bit ones of MatMul and Gemm with "
+            "ranges found at run time, of each tensor or of each row; or float ones.",
+        ),
+    )
+    range: str = field(
+        default="mse",
+        metadata=option(
+            _range,
+            "Ranges from calibration data: mse, of least squared error, or percentile:P, of P percent of "
+            "the values.",
+            metavar="RANGE",
+        ),
+    )
+    form: Form = field(
+        default=Form.PACKED,
+        metadata=option(choice(Form), "Several codes a byte, plain int8, or packed without a function."),
+    )
+    include: str | None = field(
+        default=None,
+        metadata=option(optional(pattern), "Convert only layers whose name matches.", metavar="REGEX"),
+    )
+    exclude: str | None = field(
+        default=None,
+        metadata=option(optional(pattern), "Leave layers whose name matches float.", metavar="REGEX"),
+    )
+    group_size_fallback: Misfit = field(
+        default=Misfit.RAGGED,
+        metadata=option(
+            choice(Misfit),
+            "For layers whose input channels are no multiple of the group size: refuse, a shorter last "
+            "group, or a smaller group size that fits.",
+        ),
+    )
+    first_last_int8: bool = field(
+        default=True,
+        metadata=option(
+            flag,
+            "The first convolution and the last matrix product at 8 bits.",
+            in_words="int8",
+            flags="--first-last-int8/--first-last-ternary",
+        ),
+    )
+    x86_without_vnni: bool = field(
+        default=False,
+        metadata=option(
+            flag,
+            "Halve the range of scales, for onnxruntime on x86 processors without VNNI.",
+            flags="--x86-without-vnni",
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
+        for name, kind in KINDS.items():
             object.__setattr__(self, name, check(kind, getattr(self, name), name, ConfigError))
         self._check_omse()
         self._check_range()
@@ -315,82 +395,24 @@ class ConversionConfig:
         }.get(self.activations)
 
 
-_PREFIX = "percentile:"
-_PERCENTILE = re.compile(_PREFIX + r"[0-9]{1,3}(\.[0-9]{1,9})?")
-
-_TARGETS = ("target_bits", "target_multiplications", "target_latency", "max_drop")
-
-
-_POSITIVE = optional(number(above=0, wanted="a positive number"))
-_SHARE = optional(number(least=0, wanted="a share of the squared sum, 0 or more"))
-_REGEX = optional(pattern)
-
-
-def _range(value: object) -> str:
-    """Return how ranges are chosen."""
-    if value == "mse":
-        return "mse"
-    if isinstance(value, str) and _PERCENTILE.fullmatch(value) and 50 < float(value[len(_PREFIX) :]) <= 100:
-        return value
-    raise UnfitError(shown(value), "mse, or percentile:P with P above 50 and up to 100")
-
-
-_KINDS: dict[str, Kind[Any]] = {
-    "group_size": whole(1, LARGEST_GROUP),
-    "weights": optional(choice(Codes)),
-    "recipe": optional(choice(Recipe)),
-    "without": items(choice(Step), wanted="a list of steps"),
-    "granularity": optional(choice(Granularity)),
-    "dual_weights": _SHARE,
-    "dual_activations": _SHARE,
-    "smooth": optional(flag),
-    "target_bits": _POSITIVE,
-    "target_multiplications": _POSITIVE,
-    "target_latency": _POSITIVE,
-    "max_drop": optional(number(least=0, wanted="a number of at least 0")),
-    "activations": choice(Activations),
-    "range": _range,
-    "form": choice(Form),
-    "include": _REGEX,
-    "exclude": _REGEX,
-    "group_size_fallback": choice(Misfit),
-    "first_last_int8": flag,
-    "x86_without_vnni": flag,
-}
-"""What the options may be, each by itself."""
-
-
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Read conversion options from a TOML or JSON file.
-
-    Parameters
-    ----------
-    path : path-like
-        Keys are the parameters of `ConversionConfig`, with ``-`` or ``_``.
-
-    Returns
-    -------
-    dict
-        Keyword arguments for `ConversionConfig`.
+def options_of_scheme(scheme: WeightScheme) -> dict[str, Any]:
+    """Return the options that a weight scheme stands for: the group size and the range of alpha.
 
     Raises
     ------
     ConfigError
-        If the file cannot be read or parsed, or holds an option that does not exist or cannot be so.
+        If its weight limit is none of the two that can be asked for.
     """
-    path = Path(path)
-    is_json = path.suffix.lower() == ".json"
-    found = read_json(path, ConfigError) if is_json else read_toml(path, ConfigError)
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found a {type(found).__name__}, wanted a table of options")
-    options: dict[str, Any] = {}
-    for key, value in found.items():
-        name = key.replace("-", "_")
-        if name not in _KINDS:
-            known = ", ".join(_KINDS)
-            raise ConfigError(f"{path}: found the unknown option {shown(key)}, wanted one of {known}")
-        if name in options:
-            raise ConfigError(f"{path}: found the option {name!r} twice, wanted one spelling of it")
-        options[name] = value
-    check(table({}, _KINDS), options, str(path), ConfigError)
-    return options
+    if scheme.weight_limit not in (INT8_LIMIT, WITHOUT_VNNI_LIMIT):
+        raise ConfigError(
+            f"weight limit: found {scheme.weight_limit}, wanted {INT8_LIMIT}, or {WITHOUT_VNNI_LIMIT} "
+            "for x86 without VNNI"
+        )
+    return {
+        "group_size": scheme.group_size,
+        "x86_without_vnni": scheme.weight_limit == WITHOUT_VNNI_LIMIT,
+    }
+
+
+KINDS: Mapping[str, Kind[Any]] = {name: each.kind for name, each in options(ConversionConfig).items()}
+"""What the options may be, each by itself."""
