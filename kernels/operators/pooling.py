@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.boundary import check
-from fgq.kernels.products.epilogue import Requantize
+from fgq.kernels.boundary import check, check_range
 from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i16, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.simd.rows import each_vector, load, store
@@ -56,7 +55,8 @@ class MaxPool:
     Raises
     ------
     KernelError
-        If an array does not fit, or images or channels are not as many before and behind.
+        If an array does not fit, images or channels are not as many before and behind, or the range is not
+        within 0..255.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class MaxPool:
         highest: int = 255,
         threads: int = 1,
     ) -> None:
+        check_range(lowest, highest, lowest)
         self._numbers = _numbers(x, y, kernel, window)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
         self._bounds = (np.uint8(lowest), np.uint8(highest)) if (lowest, highest) != (0, 255) else None
@@ -121,7 +122,7 @@ class AveragePool:
         count_padding: bool = False,
         threads: int = 1,
     ) -> None:
-        Requantize(np.float32(x_scale), y_zero, lowest, highest)  # checks the range
+        check_range(lowest, highest, y_zero)
         self._numbers = _numbers(x, y, kernel, window, count_padding)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
         self._floats = np.array([x_zero, x_scale, y_scale, y_zero, lowest, highest], np.float32)
@@ -175,7 +176,7 @@ class GlobalAveragePool:
                 f"global average: found images {list(x.shape)} for {y.size} means, wanted 1 to 2**23 pixels "
                 "and as many means as channels"
             )
-        Requantize(np.float32(x_scale), y_zero, lowest, highest)  # checks the range
+        check_range(lowest, highest, y_zero)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
         multiplier = np.float32(x_scale) / (np.float32(y_scale) * np.float32(pixels))
         self._floats = np.array([multiplier, lowest - y_zero, highest - y_zero], np.float32)
