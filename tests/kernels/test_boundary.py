@@ -10,9 +10,10 @@ from fgq.kernels.operators.concat import Concat
 from fgq.kernels.operators.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
 from fgq.kernels.operators.elementwise import Add
 from fgq.kernels.operators.gelu import Gelu
+from fgq.kernels.operators.global_average import GlobalAveragePool
 from fgq.kernels.operators.layer_norm import LayerNorm
 from fgq.kernels.operators.lookup import Lookup
-from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.pooling import AveragePool, MaxPool
 from fgq.kernels.operators.softmax import Softmax
 from fgq.kernels.products.layer import Layer
 

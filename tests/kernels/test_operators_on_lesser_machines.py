@@ -11,8 +11,8 @@ from fgq.kernels.simd.isa import BY_NAME, machine_features
 
 HERE = Path(__file__).parent
 FILES = (
-    "activations", "concat", "elementwise", "gelu", "layer_norm", "lookup", "pooling", "rounding", "softmax",
-    "transpose",
+    "activations", "concat", "elementwise", "gelu", "global_average", "layer_norm", "lookup", "pooling",
+    "rounding", "softmax", "transpose",
 )  # fmt: skip
 
 
