@@ -18,8 +18,8 @@ from fgq.data.samples import Feed, InputSpec, Samples, Source, as_batches, as_sa
 from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.graph import ort
 from fgq.quantization.magnitudes import FAR, few_values, peaks_of, percentile_without, standing_out
-from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
-from fgq.quantization.scheme import ActivationScheme, Quantizer
+from fgq.quantization.mmse import StreamingHistogram
+from fgq.quantization.scheme import Quantizer
 from fgq.support.temporary import temporary_folder
 
 OBSERVED_BYTES = 1 << 27
@@ -123,36 +123,6 @@ def tensor_values(
         for feed in feeds:
             values = feed | _run(session, computed, feed)
             yield {name: values[name] for name in tensors}
-
-
-def choose_quantizers(
-    histograms: Mapping[str, StreamingHistogram], schemes: Mapping[str, ActivationScheme]
-) -> dict[str, Quantizer]:
-    """Choose each tensor's quantizer of least expected squared error (`fgq.quantization.mmse`).
-
-    Parameters
-    ----------
-    histograms : mapping of str to StreamingHistogram
-        What was observed, by tensor name.
-    schemes : mapping of str to ActivationScheme
-        The tensors to quantize and their bits.
-
-    Returns
-    -------
-    dict of str to Quantizer
-        In the order of `schemes`.
-
-    Raises
-    ------
-    DataError
-        If a tensor was not observed.
-    """
-    for name in schemes:
-        if name not in histograms:
-            raise DataError(
-                f"tensor {name!r}: found no observed values, wanted it among the observed tensors"
-            )
-    return {name: choose_quantizer(histograms[name], scheme) for name, scheme in schemes.items()}
 
 
 def range_warnings(

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.kernels.boundary import check
-from fgq.kernels.operators.activations import Quantize
+from fgq.kernels.operators.activations import QuantizeLinear
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Requantization, is_operator, read_clipped
 from fgq.runtime.step import Array, Call, Step, wanted_rank
@@ -66,11 +66,11 @@ class QuantizeStep(Step):
         """Return the call that takes the real values, of the given shape, from `feeds` when it is made."""
         made = self._made
         check("quantize", out=(out, self._made_shape(shape), np.uint8))
-        quantize = Quantize(
-            made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
+        quantize = QuantizeLinear(
+            out, made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
             image=self._image, threads=threads,
         )  # fmt: skip
-        return lambda: quantize(feeds[name], out)
+        return lambda: quantize(feeds[name])
 
 
 def read_quantize(node: ir.Node) -> QuantizeStep | None:

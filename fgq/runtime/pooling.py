@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fgq.errors import DataError
 from fgq.kernels import Window
-from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.global_average import GlobalAveragePool
+from fgq.kernels.operators.pooling import AveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import (
     Quantized,
