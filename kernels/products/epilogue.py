@@ -88,7 +88,7 @@ class Sums(Epilogue):
 
 @dataclass(frozen=True, eq=False)
 class Dequantize(Epilogue):
-    """Real values, ``clip(float32(acc) * scale[m] + shift[m] + residual, lowest, highest)``.
+    """Real values, ``clip(float32(acc) * scale[m] + shift[m] + residual, lowest, highest)``; NaN stays NaN.
 
     Parameters
     ----------
@@ -371,7 +371,7 @@ def _emit_floats(
     low, high = e.filled(lowest, f32), e.filled(highest, f32)
 
     def clip(value: Value) -> Value:
-        return e.smaller(e.larger(value, low), high)
+        return e.smaller(high, e.larger(low, value))  # the second operand where one is NaN
 
     def alone(sums: list[Value], factors: list[Any], place: Any, count: Any) -> None:
         pairs = zip(sums, factors, strict=True)
@@ -474,8 +474,8 @@ def _finish(
                 value += factors[bias.size + channel + m]
                 if residual.size > 0:
                     value += added[begin + m]
-                value = value if value > lowest else lowest
-                real[begin + m] = value if value < highest else highest
+                value = lowest if value < lowest else value  # NaN stays NaN
+                real[begin + m] = highest if value > highest else value
         else:
             zero, low, high = np.int32(integers[1]), np.float32(integers[2]), np.float32(integers[3])
             for m in range(outputs):
