@@ -46,6 +46,7 @@ fuzz: .venv/fuzz
 lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/unused.py
 
 # The mapped folders are visible to mypy and import-linter only as an installed package.
 types: .venv/dev
