@@ -1,8 +1,8 @@
 """Find names of the product that nothing of it uses: code that tests alone reach. Part of ``make lint``.
 
 A name counts as used where it is read, imported, an attribute, or a word of a string (``__all__``, tables of
-modules) anywhere in the product, its own definition apart. So what shares its name with something else is missed;
-what is found is not used.
+modules) anywhere in the product, its own definition apart. So what shares its name with something else is
+missed; what is found is not used.
 """
 
 from __future__ import annotations
