@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fgq.cli.options import recipe_option
 from fgq.config import ConversionConfig, Recipe
 from fgq.errors import ConfigError
 
@@ -161,7 +162,7 @@ def bench_conversion(
     ] = 12,
     samples: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Texts to calibrate on.")] = 256,
     group_size: Annotated[int, typer.Option(metavar="N", min=1, help="Weights that share one scale.")] = 64,
-    recipe: Annotated[Recipe, typer.Option(help="How weights become integers.")] = Recipe.CALIBRATED,
+    recipe: Annotated[Recipe, recipe_option("How weights become integers.")] = Recipe.CALIBRATED,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Time the conversion of a transformer encoder of random weights, and measure its memory.

@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from fgq.config import ConversionConfig
+from fgq.config import ConversionConfig, Recipe
 from fgq.config.option import Option, options
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
@@ -26,6 +26,19 @@ class Engine(StrEnum):
     FGQ = "fgq"
     ONNXRUNTIME = "onnxruntime"
     BOTH = "both"
+
+
+def recipe_option(text: str) -> Any:
+    """Return an option whose values are recipes, by the names of today and of earlier versions."""
+    return typer.Option(parser=_recipe, metavar=f"<{'|'.join(Recipe)}>", help=text)
+
+
+def _recipe(name: str) -> Recipe:
+    try:
+        return Recipe(name)
+    except ValueError:
+        known = ", ".join(map(repr, map(str, Recipe)))
+        raise typer.BadParameter(f"{name!r} is not one of {known}.") from None
 
 
 def takes_conversion_options(
@@ -92,5 +105,7 @@ def _annotation(kind: Any, option: Option, default: Any) -> Any:
     if not in_words and not isinstance(default, bool | tuple) and default is not None:
         in_words = str(default)
     text = f"{option.text}  [default: {in_words}]" if in_words else option.text
+    if kind is Recipe:
+        return Annotated[Recipe | None, recipe_option(text)]
     flags = (option.flags,) if option.flags else ()
     return Annotated[kind | None, typer.Option(*flags, metavar=option.metavar, help=text)]
