@@ -19,7 +19,8 @@ from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.survey import model_bytes
 from fgq.data.feed import Feed, cut_feed
-from fgq.data.samples import InputSpec, has_open_batch, input_specs, labelled_batches
+from fgq.data.inputs import InputSpec, has_open_batch, input_specs
+from fgq.data.sources import labelled_batches
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.quantization.weights import check_finite
 from fgq.recipes.registered import load_recipe

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from fgq.config import Recipe, Step
 from fgq.converters.biases import find_bias
 from fgq.converters.layers import Layer, find_layers
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.recipes.checkpoint import Checkpoint, Finished
 from fgq.recipes.fitting import Fitting, Task
