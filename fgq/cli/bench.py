@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fgq.cli.options import recipe_option
 from fgq.config import ConversionConfig, Recipe
 from fgq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fgq.eval.bench.whole_models import Trial
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed beside other engines and the machine's limits.")
 
@@ -137,13 +141,7 @@ def bench_model(
     from fgq.eval.bench import model_report, whole_models
     from fgq.format import onnx_file
 
-    plan = whole_models.FULL_PLAN
-    if model is not None:
-        sizes = {"batches": batch, "threads": threads, "group_sizes": group_size}
-        given: dict[str, Any] = {name: tuple(dict.fromkeys(found)) for name, found in sizes.items() if found}
-        plan = (whole_models.Trial(model=model, data=calibration, **given),)
-    elif calibration or group_size or batch or threads:
-        raise ConfigError("model: found none, wanted one for these options; without any all is measured")
+    plan = _trials(model, calibration, batches=batch, threads=threads, group_sizes=group_size)
     with nullcontext() if json is None else onnx_file.staged(json) as path:
         with display.progress_bar() as advance:
             result = whole_models.bench_models(plan, advance, quick=quick)
@@ -153,6 +151,18 @@ def bench_model(
         display.out.print()
         display.print_line(title)
         display.out.print(display.simple_table(*table, right=right))
+
+
+def _trials(model: str | None, data: str | None, **sizes: list[int] | None) -> Sequence[Trial]:
+    """Return what is to be timed: a model with these options, or all that the project promises."""
+    from fgq.eval.bench import whole_models
+
+    given: dict[str, Any] = {name: tuple(dict.fromkeys(each)) for name, each in sizes.items() if each}
+    if model is not None:
+        return [whole_models.Trial(model=model, data=data, **given)]
+    if data or given:
+        raise ConfigError("model: found none, wanted one for these options; without any all is measured")
+    return whole_models.FULL_PLAN
 
 
 @bench.command("conversion")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -76,11 +76,47 @@ def takes_conversion_options(
             merged += [keywords.pop(earlier) for earlier in before.get(name, ())]
             merged.append(each)
         merged += keywords.values()
-        run.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in merged}
+        _set_parameters(run, merged)
         return run
 
     return decorate
+
+
+def expands_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of its dataclass parameters as options, in their place.
+
+    The command still receives the dataclasses: several options that belong together are one parameter.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)
+    }
+    members = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{member: values.pop(member) for member in members[name]})
+        command(**values)
+
+    merged = []
+    for name, each in own.items():
+        if name not in groups:
+            merged.append(each.replace(kind=each.KEYWORD_ONLY))
+            continue
+        for field in fields(groups[name]):
+            annotation = members[name][field.name]
+            merged.append(
+                inspect.Parameter(field.name, each.KEYWORD_ONLY, default=field.default, annotation=annotation)
+            )
+    _set_parameters(run, merged)
+    return run
+
+
+def _set_parameters(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
+    """Let Typer see these parameters in place of a function's own."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 def _parameters(names: Sequence[str]) -> Iterator[inspect.Parameter]:

@@ -1,14 +1,14 @@
 """Options of a conversion on the command line, made from the configuration."""
 
 import re
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from fgq.cli.options import takes_conversion_options
+from fgq.cli.options import expands_groups, takes_conversion_options
 from fgq.config import Activations, ConversionConfig, Recipe, Step
 
 given: dict[str, Any] = {}
@@ -24,6 +24,21 @@ def every(place: str, *, here: int = 0, end: bool = False, **options: Any) -> No
 @takes_conversion_options("group_size", "smooth")
 def some(**options: Any) -> None:
     """Take two of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two options."""
+
+    first: Annotated[int, typer.Option(help="One.")] = 1
+    second: Annotated[list[str] | None, typer.Option(help="Two.")] = None
+
+
+@expands_groups
+def grouped(place: str, *, before: int = 0, pair: Pair, after: bool = False) -> None:
+    """Take two options as one parameter."""
+    given.clear()
+    given.update(place=place, before=before, pair=pair, after=after)
 
 
 def run(command, *arguments):
@@ -85,3 +100,9 @@ def test_defaults_are_said():
         "[default: mse]",
     ):
         assert words in shown
+
+
+def test_a_group_of_options_is_one_parameter():
+    assert listed(grouped)[:4] == ["--before", "--first", "--second", "--after"]
+    assert run(grouped, "x", "--second", "a", "--second", "b", "--after").exit_code == 0
+    assert given == {"place": "x", "before": 0, "pair": Pair(second=["a", "b"]), "after": True}
