@@ -22,7 +22,9 @@ from rich.console import Console
 from fgq.config import ConversionConfig, Recipe, Step
 from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Feed, as_batches, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import input_specs
+from fgq.data.sources import as_batches
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1

@@ -9,7 +9,7 @@ from typing import Any
 
 from fgq.converters.self_check import onnxruntime_session
 from fgq.converters.survey import model_bytes
-from fgq.data.samples import input_specs
+from fgq.data.inputs import input_specs
 from fgq.errors import DataError, FgqError, first_line
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset

@@ -27,7 +27,9 @@ from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
 from fgq.converters.survey import inspect
-from fgq.data.samples import LABELS, Samples, as_samples, input_specs
+from fgq.data.array_checks import LABELS
+from fgq.data.inputs import input_specs
+from fgq.data.samples import Samples, as_samples
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1

@@ -69,8 +69,12 @@ def uses(tree: ast.AST) -> Counter[str]:
     return found
 
 
-def decorated(node: ast.AST) -> bool:
-    """Tell whether a decorator registers a definition, as Typer's and the recipes' do."""
+def registers(node: ast.AST) -> bool:
+    """Tell whether a definition registers itself: by a decorator, as Typer's commands, or a base class."""
+    if isinstance(node, ast.ClassDef) and any(
+        ast.unparse(base).startswith("Registered") for base in node.bases
+    ):
+        return True
     decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
     return any(isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) for one in decorators)
 
@@ -88,7 +92,7 @@ def main() -> int:
     needed, wrong = set[str](), 0
     for path, tree in trees.items():
         for name, node in definitions(tree):
-            if name.startswith("_") or OTHERS_CALL.fullmatch(name) or decorated(node):
+            if name.startswith("_") or OTHERS_CALL.fullmatch(name) or registers(node):
                 continue
             if used[name] - uses(node)[name] > 0:
                 continue

@@ -13,7 +13,10 @@ from fgq.config import ConversionConfig, ExportForm, Recipe
 from fgq.conversion.files import export_file
 from fgq.conversion.pipeline import convert_file
 from fgq.conversion.prepared import CALIBRATION_BATCH
-from fgq.data.samples import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples, as_samples
+from fgq.data.sources import as_batches
 from fgq.errors import ConfigError, DataError, FgqError, first_line
 from fgq.eval import characters
 from fgq.eval.datasets import CHARACTERS, open_dataset

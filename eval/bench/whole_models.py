@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fgq.converters.survey import model_bytes
 from fgq.data import npz
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import ConfigError, KernelError, first_line
 from fgq.eval.bench.engines import Engine, Footprint, Run, Runtime, load, measure_footprint
 from fgq.eval.bench.kernels import WISHES, machine

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Samples, as_batches, input_specs
+from fgq.data.inputs import input_specs
+from fgq.data.samples import Samples
+from fgq.data.sources import as_batches
 from fgq.errors import DataError, first_line
 from fgq.eval.accuracy import BATCH
 from fgq.eval.datasets import DOCSTRINGS

@@ -19,7 +19,7 @@ from onnxruntime import InferenceSession
 from fgq.converters.biases import find_bias
 from fgq.converters.original import Original
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import DataError, ModelError, first_line
 from fgq.eval.report.layer_rows import QuantizedLayer
 from fgq.format.container import constant

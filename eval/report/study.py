@@ -16,7 +16,10 @@ from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.converters.survey import model_bytes
 from fgq.data.calibration import observe
-from fgq.data.samples import Feed, InputSpec, Samples, as_batches, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples
+from fgq.data.sources import as_batches
 from fgq.eval.compare import BATCH, compare
 from fgq.eval.datasets import open_dataset
 from fgq.eval.report.histograms import (

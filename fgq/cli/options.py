@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from fgq.config import ConversionConfig
+from fgq.config import ConversionConfig, Recipe
 from fgq.config.option import Option, options
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
@@ -26,6 +26,19 @@ class Engine(StrEnum):
     FGQ = "fgq"
     ONNXRUNTIME = "onnxruntime"
     BOTH = "both"
+
+
+def recipe_option(text: str) -> Any:
+    """Return an option whose values are recipes, by the names of today and of earlier versions."""
+    return typer.Option(parser=_recipe, metavar=f"<{'|'.join(Recipe)}>", help=text)
+
+
+def _recipe(name: str) -> Recipe:
+    try:
+        return Recipe(name)
+    except ValueError:
+        known = ", ".join(map(repr, map(str, Recipe)))
+        raise typer.BadParameter(f"{name!r} is not one of {known}.") from None
 
 
 def takes_conversion_options(
@@ -63,11 +76,47 @@ def takes_conversion_options(
             merged += [keywords.pop(earlier) for earlier in before.get(name, ())]
             merged.append(each)
         merged += keywords.values()
-        run.__signature__ = inspect.Signature(merged)  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in merged}
+        _set_parameters(run, merged)
         return run
 
     return decorate
+
+
+def expands_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the fields of its dataclass parameters as options, in their place.
+
+    The command still receives the dataclasses: several options that belong together are one parameter.
+    """
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {
+        name: each.annotation for name, each in own.items() if is_dataclass(each.annotation)
+    }
+    members = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{member: values.pop(member) for member in members[name]})
+        command(**values)
+
+    merged = []
+    for name, each in own.items():
+        if name not in groups:
+            merged.append(each.replace(kind=each.KEYWORD_ONLY))
+            continue
+        for field in fields(groups[name]):
+            annotation = members[name][field.name]
+            merged.append(
+                inspect.Parameter(field.name, each.KEYWORD_ONLY, default=field.default, annotation=annotation)
+            )
+    _set_parameters(run, merged)
+    return run
+
+
+def _set_parameters(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> None:
+    """Let Typer see these parameters in place of a function's own."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 def _parameters(names: Sequence[str]) -> Iterator[inspect.Parameter]:
@@ -92,5 +141,7 @@ def _annotation(kind: Any, option: Option, default: Any) -> Any:
     if not in_words and not isinstance(default, bool | tuple) and default is not None:
         in_words = str(default)
     text = f"{option.text}  [default: {in_words}]" if in_words else option.text
+    if kind is Recipe:
+        return Annotated[Recipe | None, recipe_option(text)]
     flags = (option.flags,) if option.flags else ()
     return Annotated[kind | None, typer.Option(*flags, metavar=option.metavar, help=text)]

@@ -17,19 +17,6 @@ class Activations(StrEnum):
     NONE = "none"
 
 
-class Recipe(StrEnum):
-    """How weights become integers, see docs/recipes.md."""
-
-    FGQ = "fgq"
-    """The nearest group, as the paper of 2017 has it; means and variances corrected with data."""
-    CALIBRATED = "calibrated"
-    """Groups chosen for what they do to the layer's output on calibration data."""
-    OMSE = "omse-int4"
-    """INT4 of least squared error, its scales refined on calibration data."""
-    RECONSTRUCT = "reconstruct"
-    """As calibrated, then trained block by block to give the float network's outputs."""
-
-
 class Step(StrEnum):
     """A step of the recipes that look at data, see docs/recipes.md."""
 

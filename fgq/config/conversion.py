@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fgq.config.choices import Activations, Form, Misfit, Recipe, Step
+from fgq.config.choices import Activations, Form, Misfit, Step
 from fgq.config.option import option, options
+from fgq.config.recipes import Recipe
 from fgq.errors import ConfigError
 from fgq.quantization.scheme import (
     INT8_LIMIT,
@@ -69,13 +70,13 @@ class ConversionConfig:
     group_size : int
         N, how many weights share one scale.
     weights : Codes, optional
-        What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse-int4``,
+        What the codes of the weights are; ternary if not given, and INT4 with the recipe ``omse``,
         which takes INT8 too.
     granularity : Granularity, optional
-        With the recipe ``omse-int4``: which weights share one scale; ``group`` if not given, and ``filter``
+        With the recipe ``omse``: which weights share one scale; ``group`` if not given, and ``filter``
         for INT8, which has no scales of smaller parts.
     dual_weights : float, optional
-        With INT4 weights and the recipe ``omse-int4``: layers whose weights lose more than this share of
+        With INT4 weights and the recipe ``omse``: layers whose weights lose more than this share of
         their squared sum get a second INT4 tensor; 0.02 if not given.
     recipe : Recipe, optional
         How weights become integers; if not given, ``calibrated`` with calibration data, else ``fgq``.
@@ -83,7 +84,7 @@ class ConversionConfig:
         Steps of the recipe to leave out, to see what each brings.
     dual_activations : float, optional
         With 4-bit activations: layers whose input loses more than this share of its squared sum get a second
-        4-bit tensor; 0.05 if not given with the recipe ``omse-int4``, and no layer with others.
+        4-bit tensor; 0.05 if not given with the recipe ``omse``, and no layer with others.
     smooth : bool, optional
         Whether channels of activations are scaled, and the weights that read them against them, where
         calibration data say that this lowers the error (`fgq.conversion.smooth`); if not given, with 4-bit
@@ -136,15 +137,15 @@ class ConversionConfig:
         metadata=option(
             optional(choice(Codes)),
             "Codes of the weights: -1..1, two tied ternary planes, or integers.",
-            in_words="ternary; int4 with omse-int4",
+            in_words="ternary; int4 with omse",
         ),
     )
     recipe: Recipe | None = field(
         default=None,
         metadata=option(
             optional(choice(Recipe)),
-            "How weights become integers: the paper's way, calibrated on data, calibrated and then trained "
-            "block by block (extra train), or INT4 of least squared error.",
+            "How weights become integers: the paper's way, calibrated on data, INT4 or INT8 of least squared "
+            "error, or calibrated and then trained block by block (extra train).",
             in_words="calibrated with calibration data, else fgq",
         ),
     )
@@ -160,7 +161,7 @@ class ConversionConfig:
         default=None,
         metadata=option(
             optional(choice(Granularity)),
-            "With omse-int4: which weights share a scale.",
+            "With omse: which weights share a scale.",
             in_words="group; filter for int8 weights",
         ),
     )
@@ -168,7 +169,7 @@ class ConversionConfig:
         default=None,
         metadata=option(
             _SHARE,
-            "With omse-int4: a second INT4 tensor for layers that lose more than this share of the squared "
+            "With omse: a second INT4 tensor for layers that lose more than this share of the squared "
             "sum of their weights.",
             metavar="SHARE",
             in_words=f"{DUAL_WEIGHTS}",
@@ -181,7 +182,7 @@ class ConversionConfig:
             "With 4-bit activations: a second 4-bit tensor for layers that lose more than this share of the "
             "squared sum of their input.",
             metavar="SHARE",
-            in_words=f"{DUAL_ACTIVATIONS} with omse-int4, else none",
+            in_words=f"{DUAL_ACTIVATIONS} with omse, else none",
         ),
     )
     smooth: bool | None = field(
@@ -301,7 +302,7 @@ class ConversionConfig:
             )
 
     def _check_omse(self) -> None:
-        """Check the options of the recipe ``omse-int4``."""
+        """Check the options of the recipe ``omse``."""
         if self.recipe is Recipe.OMSE and self.weights not in (None, Codes.INT4, Codes.INT8):
             raise ConfigError(
                 f"weights: found {self.weights} with the recipe {self.recipe}, wanted int4 or int8"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from fgq.config import ConversionConfig
-from fgq.data.samples import Source
+from fgq.data.sources import Source
 from fgq.plan import Plan
 from fgq.recipes.checkpoint import Checkpoint
 from fgq.support.progress import Progress

@@ -26,7 +26,7 @@ from fgq.conversion.quantized import quantize
 from fgq.conversion.written import Conversion as Conversion
 from fgq.conversion.written import Written, write
 from fgq.converters.reader import Source
-from fgq.data.samples import Source as DataSource
+from fgq.data.sources import Source as DataSource
 from fgq.errors import refusing
 from fgq.format import onnx_file
 from fgq.plan import Plan

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from fgq.config import ConversionConfig, Recipe
+from fgq.config import ConversionConfig
 from fgq.conversion.check import CheckData, check_data
 from fgq.conversion.context import Context
 from fgq.conversion.heldout import HeldOut, Labelled, set_aside
@@ -20,15 +19,14 @@ from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes
 from fgq.converters.survey import model_bytes
 from fgq.data.feed import Feed, cut_feed
-from fgq.data.samples import InputSpec, has_open_batch, input_specs, labelled_batches
+from fgq.data.inputs import InputSpec, has_open_batch, input_specs
+from fgq.data.sources import labelled_batches
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.quantization.weights import check_finite
+from fgq.recipes.registered import load_recipe
 
 CALIBRATION_BATCH = 32
 """Samples that are run together, where the model leaves the batch size open."""
-
-RECONSTRUCTION_BATCH = 8
-"""The same where steps of training are made on them."""
 
 LEAST_FEEDS = 10
 """Fewer batches than these are cut into single samples, so that some can be held out."""
@@ -122,16 +120,14 @@ def _check_convertible(chosen: Sequence[Choice | FloatNode]) -> None:
 
 
 def _check_data_given(config: ConversionConfig, *, has_data: bool) -> None:
-    if config.recipe is Recipe.RECONSTRUCT and importlib.util.find_spec("torch") is None:
-        raise ConfigError(
-            f"recipe {config.recipe}: found no PyTorch, wanted it for training; install the extra train: "
-            "pip install 'fgq[train]'"
-        )
+    recipe = None if config.recipe is None else load_recipe(config.recipe)
+    if recipe is not None:
+        recipe.check()
     if has_data:
         return
     missing = "calibration data: found none, wanted some hundred samples"
     give = "give --calibration-data FILE.npz or a folder"
-    if config.recipe not in (None, Recipe.FGQ):
+    if recipe is not None and recipe.needs_data:
         raise DataError(f"{missing} for the recipe {config.recipe}; {give}, or --recipe fgq")
     if config.is_planned:
         raise DataError(f"{missing} to plan by; {give}")
@@ -154,8 +150,8 @@ def _check_finite(chosen: Sequence[Choice | FloatNode]) -> None:
 
 def _part_data(context: Context, specs: Sequence[InputSpec]) -> tuple[list[Labelled] | None, list[Labelled]]:
     """Return the batches to calibrate on, and those to measure on."""
-    size = RECONSTRUCTION_BATCH if context.config.recipe is Recipe.RECONSTRUCT else CALIBRATION_BATCH
-    given = context.calibration
+    recipe, given = context.config.recipe, context.calibration
+    size = (None if recipe is None else load_recipe(recipe).batch) or CALIBRATION_BATCH
     batches = None if given is None else list(labelled_batches(given, specs, size))
     if context.held_out is not None:
         return batches, list(labelled_batches(context.held_out, specs, size))

@@ -22,8 +22,10 @@ from fgq.quantization.scheme import Quantizer
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.quantization.weights import least_row_scale, quantize_weight
 from fgq.recipes.checkpoint import Checkpoint, fingerprint
-from fgq.recipes.layerwise import Refined, Task, refine_network
+from fgq.recipes.fitting import Task
+from fgq.recipes.layerwise import Network, Refined, refine_network
 from fgq.recipes.reductions import is_reduction
+from fgq.recipes.registered import load_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,22 +123,18 @@ def _refine(
     if context.make_checkpoint is not None:
         schemes = [(task.layer.name, task.scheme) for task in reductions]
         checkpoint = context.make_checkpoint(fingerprint(model, (recipe, config, schemes), feeds))
-    first = Recipe.CALIBRATED if recipe is Recipe.RECONSTRUCT else recipe
-    progress = context.stage("quantize weights")
-    refined = refine_network(
-        model, float_model, reductions, feeds, first, progress, checkpoint, config.without
+    network = Network(
+        model=model, float_model=float_model, tasks=reductions, feeds=feeds, without=config.without
     )
-    if recipe is Recipe.RECONSTRUCT:
-        from fgq.recipes.reconstruct.blockwise import reconstruct_network
-
-        progress = context.stage("reconstruct")
-        refined = reconstruct_network(model, float_model, reductions, refined, feeds, progress)
-    return refined, checkpoint
+    registered = load_recipe(recipe)
+    progress = context.stage("quantize weights")
+    refined = refine_network(network, registered.starts_from or recipe, progress, checkpoint)
+    return registered.finish(network, refined, context.progress), checkpoint
 
 
 def _needs_data(recipe: Recipe, tasks: Sequence[Task]) -> bool:
-    """Tell whether a recipe looks at what the layers read; the paper's own does so for convolutions."""
-    return recipe is not Recipe.FGQ or any(task.layer.op_type == "Conv" for task in tasks)
+    """Tell whether data are looked at; of recipes that need none, convolutions still use them."""
+    return load_recipe(recipe).needs_data or any(task.layer.op_type == "Conv" for task in tasks)
 
 
 def _nearest(task: Task) -> QuantizedTensor:

@@ -14,7 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
-from fgq.data.samples import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples, as_samples
+from fgq.data.sources import Source, as_batches
 from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.graph import ort
 from fgq.quantization.magnitudes import FAR, few_values, peaks_of, percentile_without, standing_out
@@ -49,7 +52,7 @@ def observe(
     tensors : iterable of str
         Names of float tensors of the main graph: inputs of the model or outputs of nodes.
     source : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds
-        The calibration data (`fgq.data.samples.as_batches`).
+        The calibration data (`fgq.data.sources.as_batches`).
     batch_size : int
         Most samples to run at a time. Of samples and arrays fewer are taken where the observed tensors
         would exceed OBSERVED_BYTES, which changes no count; feeds are run as they are.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fgq.converters.float_layers import Layer
 from fgq.converters.select import Choice
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.kernels import Plane, Weight, prepare_conv2d, prepare_matmul
 from fgq.kernels.threads import default_threads
 from fgq.plan.options import Option

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from fgq.config import ConversionConfig
 from fgq.converters.float_layers import FloatNode
 from fgq.converters.select import Choice
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import ConfigError
 from fgq.plan.assignment import Table, assign, check_reach, totals
 from fgq.plan.latency import seconds_of

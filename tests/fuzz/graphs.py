@@ -241,10 +241,10 @@ def draw_options(rng: np.random.Generator) -> dict[str, Any]:
         options["first_last_int8"] = False
     kind = rng.random()
     if kind < 0.14:
-        options |= {"recipe": "omse-int4", "weights": "int8"}
+        options |= {"recipe": "omse", "weights": "int8"}
     elif kind < 0.19:
         options |= {
-            "recipe": "omse-int4",
+            "recipe": "omse",
             "granularity": str(rng.choice(["layer", "filter", "kernel", "group"])),
         }
     elif kind < 0.25:

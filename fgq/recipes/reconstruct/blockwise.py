@@ -7,7 +7,7 @@ serves all ends behind it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -19,10 +19,10 @@ from torch import Tensor
 from fgq.config import Recipe
 from fgq.converters.biases import Bias
 from fgq.converters.float_layers import Layer, find_layers
-from fgq.data.samples import Feed
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.quantization.weights import largest_bias
-from fgq.recipes.layerwise import Refined, Task, refine_network
+from fgq.recipes.fitting import Task
+from fgq.recipes.layerwise import Network, Refined, refine_network
 from fgq.recipes.moments import Single
 from fgq.recipes.observation import HELD_OUT_EVERY
 from fgq.recipes.pieces import Piece, Prefix, Replacement, Shelf
@@ -42,14 +42,7 @@ from fgq.recipes.reconstruct.training import (
 from fgq.recipes.reconstruct.weights import TrainedVector, TrainedWeight
 
 
-def reconstruct_network(
-    model: ir.Model,
-    float_model: ir.Model,
-    tasks: Sequence[Task],
-    refined: Refined,
-    feeds: Sequence[Feed],
-    progress: Callable[[int, int], None],
-) -> Refined:
+def reconstruct_network(network: Network, refined: Refined, progress: Callable[[int, int], None]) -> Refined:
     """Train the weights of layers, and change biases and normalizations of a model in place.
 
     What training gives is taken where held-out data do not find it worse; outputs of layers that are then
@@ -57,16 +50,10 @@ def reconstruct_network(
 
     Parameters
     ----------
-    model : onnx_ir.Model
-        With quantizers inserted, float weights and corrected biases.
-    float_model : onnx_ir.Model
-        The same before quantizers were inserted; nodes have the same names.
-    tasks : sequence of Task
-        In graph order.
+    network : Network
+        With corrected biases.
     refined : Refined
         Where the weights start from.
-    feeds : sequence of feed
-        Calibration data.
     progress : callable
         Called as ``progress(done, total)``.
 
@@ -74,17 +61,47 @@ def reconstruct_network(
     -------
     Refined
     """
-    names = {task.layer.name for task in tasks}
-    layers = [layer for layer in find_layers(float_model) if isinstance(layer, Layer) and layer.name in names]
-    blocks, warnings = find_blocks(float_model.graph, layers)
-    found = Refined(dict(refined.weights), [*refined.warnings, *warnings], dict(refined.checks))
+    model, feeds = network.model, network.feeds
+    names = {task.layer.name for task in network.tasks}
+    layers = [
+        layer
+        for layer in find_layers(network.float_model)
+        if isinstance(layer, Layer) and layer.name in names
+    ]
+    blocks, warnings = find_blocks(network.float_model.graph, layers)
+    warnings = [*refined.warnings, *warnings]
     if len(feeds) < 2:
-        found.warnings.append(
-            "reconstruction: found one batch of data, wanted two at least; nothing was trained"
-        )
-        return found
+        warnings.append("reconstruction: found one batch of data, wanted two at least; nothing was trained")
+        return refined._replace(warnings=warnings)
     calibrated = Inputs(model.graph)
-    trainer = _Trainer(model, float_model, tasks, found.weights)
+    weights = dict(refined.weights)
+    warnings += _train_blocks(network, blocks, weights, progress)
+    # Blocks were judged by their ends; each of their layers is judged by its own.
+    held = refine_network(network, Recipe.RECONSTRUCT, progress, given=weights)
+    if any(check.reverted for check in held.checks.values()):
+        # Layers behind those that went back were trained on what these no longer give.
+        trained = Inputs(model.graph)
+        errors = output_errors(network, held.weights)
+        calibrated.restore()
+        if is_worse(errors, output_errors(network, refined.weights)):
+            warnings.append(
+                "reconstruction: the network's outputs were nearer to the float network's before it; all "
+                "layers stay as calibrated"
+            )
+            return refined._replace(warnings=warnings)
+        trained.restore()
+    return held._replace(warnings=[*warnings, *held.warnings])
+
+
+def _train_blocks(
+    network: Network,
+    blocks: Sequence[Stretch],
+    weights: dict[ir.Node, QuantizedTensor],
+    progress: Callable[[int, int], None],
+) -> Iterator[str]:
+    """Train blocks one by one, then together, and change `weights`; yield warnings of what was not taken."""
+    model, float_model, feeds = network.model, network.float_model, network.feeds
+    trainer = _Trainer(model, float_model, network.tasks, weights)
     separate, together = SCALES.steps + CODES.steps, JOINT.steps
     spans = find_spans(float_model.graph, blocks)
     total = len(blocks) * separate + sum(len(span.ends) for span in spans) * together
@@ -96,7 +113,7 @@ def reconstruct_network(
     quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
     for block in blocks:
         if not trainer.train(block, (SCALES, CODES), quantized, exact, advance):
-            found.warnings.append(
+            yield (
                 f"{block.layers[0].name}: reconstruction of its block raised the error on held-out data; it "
                 "stays as calibrated"
             )
@@ -105,26 +122,11 @@ def reconstruct_network(
         ends = len(span.ends)
         quantized, exact = Prefix(model, feeds, trainer.replaced), Prefix(float_model, feeds, {})
         if not trainer.train(span, (JOINT,), quantized, exact, partial(advance, blocks=ends)):
-            found.warnings.append(
+            yield (
                 f"{span.layers[0].name}: training its block and the {ends - 1} that follow together raised "
                 "the error on held-out data; they stay as each was left"
             )
         done += ends * together
-    # Blocks were judged by their ends; each of their layers is judged by its own.
-    held = refine_network(model, float_model, tasks, feeds, Recipe.RECONSTRUCT, progress, given=found.weights)
-    if any(check.reverted for check in held.checks.values()):
-        # Layers behind those that went back were trained on what these no longer give.
-        trained = Inputs(model.graph)
-        errors = output_errors(model, float_model, tasks, held.weights, feeds)
-        calibrated.restore()
-        if is_worse(errors, output_errors(model, float_model, tasks, refined.weights, feeds)):
-            found.warnings.append(
-                "reconstruction: the network's outputs were nearer to the float network's before it; all "
-                "layers stay as calibrated"
-            )
-            return refined._replace(warnings=found.warnings)
-        trained.restore()
-    return held._replace(warnings=[*found.warnings, *held.warnings])
 
 
 class _State(NamedTuple):

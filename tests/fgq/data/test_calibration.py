@@ -9,7 +9,8 @@ from onnx.reference import ReferenceEvaluator
 
 import fgq.data.calibration
 from fgq.data.calibration import observe
-from fgq.data.samples import as_samples, input_specs
+from fgq.data.inputs import input_specs
+from fgq.data.samples import as_samples
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.quantization.mmse import StreamingHistogram
 

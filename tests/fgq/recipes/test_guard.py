@@ -118,7 +118,7 @@ OPTIONS = [
     {"activations": "none", "first_last_int8": False},
     {"weights": "int4", "group_size": 4},
     {"weights": "tied", "activations": "int4"},
-    {"recipe": "omse-int4", "granularity": "layer"},
+    {"recipe": "omse", "granularity": "layer"},
     {"activations": "int8-dynamic", "group_size": 4},
 ]
 

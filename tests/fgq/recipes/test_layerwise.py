@@ -110,7 +110,7 @@ def test_calibration_helps(make_model, run, name, codes):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_omse_is_int4(make_model, run, name):
-    found, report = quality(make_model, run, name, samples(name, 64), recipe="omse-int4", group_size=8)
+    found, report = quality(make_model, run, name, samples(name, 64), recipe="omse", group_size=8)
     assert {layer.scheme.split()[0] for layer in report.layers} == {"int4"}
     assert report.options["weights"] == "int4"
     assert found > 12
@@ -126,7 +126,7 @@ SHARED = {
 
 @pytest.mark.parametrize("granularity", SHARED)
 def test_weights_share_scales_as_asked(make_model, run, granularity):
-    options = {"recipe": "omse-int4", "group_size": 8, "dual_weights": 1.0, "granularity": granularity}
+    options = {"recipe": "omse", "group_size": 8, "dual_weights": 1.0, "granularity": granularity}
     found, report = quality(make_model, run, "cnn", samples("cnn", 32), **options)
     assert [layer.scheme for layer in report.layers] == SHARED[granularity]
     assert found > 10
@@ -141,14 +141,14 @@ def test_weights_share_scales_as_asked(make_model, run, granularity):
 
 @pytest.mark.parametrize("granularity", ["layer", "filter"])
 def test_omse_takes_int8_too(make_model, run, granularity):
-    options = {"recipe": "omse-int4", "weights": "int8", "granularity": granularity}
+    options = {"recipe": "omse", "weights": "int8", "granularity": granularity}
     found, report = quality(make_model, run, "cnn", samples("cnn", 32), **options)
     assert {layer.scheme for layer in report.layers} <= {"int8", "int8 per layer"}
     assert found > 25
 
 
 def test_a_second_4_bit_input_is_reported_and_serves(make_model, run):
-    options = {"recipe": "omse-int4", "group_size": 8, "activations": "int4"}
+    options = {"recipe": "omse", "group_size": 8, "activations": "int4"}
     one, plain = quality(make_model, run, "cnn", samples("cnn", 32), **options, dual_activations=1.0)
     two, dual = quality(make_model, run, "cnn", samples("cnn", 32), **options, dual_activations=0.0)
     assert two > one + 1
@@ -189,7 +189,7 @@ def test_the_first_biases_lie_where_they_were_or_where_data_want_them(make_model
     assert np.abs(error.mean(0)).max() < 0.2 * error.std(0).max()
 
 
-@pytest.mark.parametrize("recipe", ["calibrated", "omse-int4"])
+@pytest.mark.parametrize("recipe", ["calibrated", "omse"])
 def test_recipes_that_need_data_say_so(make_model, recipe):
     with pytest.raises(DataError, match=f"wanted some hundred samples for the recipe {recipe}"):
         convert(make_model(*MODELS["cnn"]), recipe=recipe, activations="none")

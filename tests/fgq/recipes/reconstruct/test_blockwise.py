@@ -122,7 +122,7 @@ def test_blocks_that_held_out_data_do_not_like_stay_as_calibrated(make_model, mo
     """Steps far too large."""
     model, data = make_model(*MODELS["transformer"], opset=20), samples("transformer", 96)
     monkeypatch.setattr(
-        "fgq.conversion.prepared.RECONSTRUCTION_BATCH", 32
+        "fgq.recipes.registered.reconstruct.Reconstruct.batch", 32
     )  # the batches of the recipe calibrated
     calibrated = convert(model, calibration=data, recipe="calibrated").model
     for name in ("SCALES", "CODES", "JOINT"):

@@ -107,7 +107,7 @@ def test_targets_that_cannot_be(model):
         for value in (-1, True, "3", float("nan"), float("inf")):
             with pytest.raises(ConfigError, match=f"{name}: found .*, wanted a"):
                 report(model, **{name: value})
-        for other in ({"weights": "tied"}, {"recipe": "omse-int4"}):
+        for other in ({"weights": "tied"}, {"recipe": "omse"}):
             with pytest.raises(ConfigError, match=f"{name}: found 1 for"):
                 report(model, **{name: 1}, **other)
     for name in names[:3]:

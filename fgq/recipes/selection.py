@@ -1,4 +1,4 @@
-"""Recipes: from the float rows of a layer to quantized ones, in small pure steps.
+"""Which of the rows that a recipe proposes are taken, and how far their outputs vary.
 
 What a step proposes is taken, row by row, only where it lowers the error on held-out data; so no row is
 worse there than the nearest one, which every recipe begins with.
@@ -6,81 +6,17 @@ worse there than the nearest one, which every recipe begins with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
-from fgq.config import Step
-from fgq.quantization.scheme import Fit, WeightScheme
 from fgq.quantization.ternary import bounded_row_scale
-from fgq.recipes.codebook import Codebook
-from fgq.recipes.descent import fit_row_scale, sweep
-from fgq.recipes.feedback import Elimination, feed_back
 from fgq.recipes.moments import Float, Moments
-from fgq.recipes.problem import Problem
-from fgq.recipes.rows import Grouping, Rows, least_squares, nearest
-
-SWEEPS = 3
-"""Sweeps of coordinate descent; a fourth lowers the held-out error by under 1 % of itself."""
-
-HEADROOM = 1.1
-"""Row scales are widened by this factor before feedback, since it makes some groups larger."""
+from fgq.recipes.rows import Grouping, Rows
 
 PRIOR_POSITIONS = 16
 """So many positions weigh as much as what is believed before: of a row's error, what all rows together show;
 of its variance, that it is right."""
-
-Proposals = Callable[[Problem, Grouping, WeightScheme, Float | None, Collection[Step]], Iterator[Rows]]
-"""Proposes rows: takes the problem, the groups, the scheme, lower bounds on the row scales, and the steps to
-leave out."""
-
-
-def calibrated(
-    problem: Problem,
-    grouping: Grouping,
-    scheme: WeightScheme,
-    least: Float | None,
-    without: Collection[Step] = (),
-) -> Iterator[Rows]:
-    """Propose the target's nearest rows, with error feedback, then after each sweep of descent."""
-    rows = nearest(problem.target, scheme, grouping, least)
-    yield rows
-    if scheme.alpha_limit == 1:
-        return
-    codebook = Codebook(scheme.max_code, scheme.alpha_limit)
-    if Step.FEEDBACK not in without:
-        elimination = Elimination.of(problem.hessian, grouping)
-        rows = feed_back(problem.target, elimination, codebook, HEADROOM * rows.row_scale)
-        rows = fit_row_scale(problem, grouping, rows, least)
-        yield rows
-    for _ in range(0 if Step.DESCENT in without else SWEEPS):
-        rows = sweep(problem, grouping, codebook, rows)
-        rows = fit_row_scale(problem, grouping, rows, least)
-        yield rows
-
-
-def rescaled(
-    problem: Problem,
-    grouping: Grouping,
-    scheme: WeightScheme,
-    least: Float | None,
-    without: Collection[Step] = (),
-) -> Iterator[Rows]:
-    """Propose the target's rows of least squared error, then alphas and row scales fitted to the inputs.
-
-    Of INT8 rows, those that clip nothing come first.
-    """
-    if scheme.codes.spec.fit is Fit.LARGEST:
-        yield nearest(problem.target, scheme, grouping, least)
-    rows = least_squares(problem.target, scheme, grouping, least)
-    yield rows
-    codebook = Codebook(scheme.max_code, scheme.alpha_limit)
-    sweeps = SWEEPS if scheme.alpha_limit > 1 else 1
-    for _ in range(0 if Step.DESCENT in without else sweeps):
-        if scheme.alpha_limit > 1:
-            rows = sweep(problem, grouping, codebook, rows, keep_codes=True)
-        rows = fit_row_scale(problem, grouping, rows, least)
-        yield rows
 
 
 def best_of(first: Rows, proposals: Iterable[Rows], held_out: Moments, grouping: Grouping) -> Rows:
