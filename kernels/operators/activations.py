@@ -223,7 +223,7 @@ def _parameter_finder(tier: int) -> Any:
         scale = (highest - lowest) / np.float32(255)
         zero = -lowest / scale
         # it is NaN where there are infinities, or nothing but the smallest floats
-        return np.float64(scale), np.int64(np.rint(zero)) if zero < 255 else np.int64(255)
+        return float(scale), int(np.rint(zero)) if zero < 255 else 255
 
     return parameters
 
