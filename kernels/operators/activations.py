@@ -204,16 +204,28 @@ def dynamic_quantization(x: NDArray[np.float32]) -> tuple[float, int]:
         If `x` is no float32.
     """
     _check_real(x)
-    ends = np.zeros((2, 16), np.float32)
-    ranger(index_of(available()[0]))(ready(x).reshape(-1), ends)
-    lowest, highest = ends[0].min(), ends[1].max()
-    if lowest == highest:
-        return 1.0, 0
-    with np.errstate(all="ignore"):
+    found: tuple[float, int] = _parameter_finder(index_of(available()[0]))(ready(x).reshape(-1))
+    return found
+
+
+@cache
+def _parameter_finder(tier: int) -> Any:
+    """Return the function that finds the scale and the zero point of all of `x`, for an instruction set."""
+    find = ranger(tier)
+
+    @jit
+    def parameters(x: NDArray[np.float32]) -> tuple[float, int]:
+        ends = np.zeros((2, 16), np.float32)
+        find(x, ends)
+        lowest, highest = ends[0].min(), ends[1].max()
+        if lowest == highest:
+            return 1.0, 0
         scale = (highest - lowest) / np.float32(255)
-        zero = float(-lowest / scale)
-    # it is NaN where there are infinities, or nothing but the smallest floats
-    return float(scale), round(zero) if zero < 255 else 255
+        zero = -lowest / scale
+        # it is NaN where there are infinities, or nothing but the smallest floats
+        return float(scale), int(np.rint(zero)) if zero < 255 else 255
+
+    return parameters
 
 
 def _check_real(x: NDArray[np.float32]) -> None:

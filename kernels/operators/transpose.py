@@ -25,6 +25,9 @@ from fgq.kernels.threads import spread
 _PIECE = 1 << 14
 """Bytes of a stretch, roughly: they stay in the nearest cache."""
 
+_SHARE = 1 << 20
+"""Bytes for which another thread is asked: waking it takes as long as transposing them."""
+
 _SQUARE = 16
 
 
@@ -85,7 +88,8 @@ class Transpose:
             raise KernelError(f"transpose: found an array {list(x.shape)}, wanted matrices [B, R, K]")
         images, rows, columns = x.shape
         check("transpose", x=(x, x.shape, np.uint8), y=(y, (images, columns, rows), np.uint8))
-        self._x, self._y, self._threads = x.reshape(-1), y.reshape(-1), threads
+        self._x, self._y = x.reshape(-1), y.reshape(-1)
+        self._threads = min(threads, max(-(-x.size // _SHARE), 1))
         self._down = rows > columns  # stretches are cut along the longer axis
         self._cut = cut_image(min(rows, columns), max(rows, columns))
         self._units = images * int(self._cut[Cut.COUNT])

@@ -29,7 +29,8 @@ def _tier(request, monkeypatch):
 
 @pytest.mark.usefixtures("_tier")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matrices(shape):
+def test_matrices(shape, monkeypatch):
+    monkeypatch.setattr(transpose, "_SHARE", 64)  # let several threads work on little
     x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     for threads in (1, 3):
         y = keep(np.full((shape[0], shape[2], shape[1]), 9, np.uint8))
