@@ -70,13 +70,13 @@ def uses(tree: ast.AST) -> Counter[str]:
 
 
 def registers(node: ast.AST) -> bool:
-    """Tell whether a definition registers itself: by a decorator, as Typer's commands, or a base class."""
+    """Tell whether a definition registers itself: by a decorator, as commands and steps, or a base class."""
     if isinstance(node, ast.ClassDef) and any(
         ast.unparse(base).startswith("Registered") for base in node.bases
     ):
         return True
-    decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
-    return any(isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) for one in decorators)
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(isinstance(one, ast.Call) or ast.unparse(one) == "operator" for one in decorators)
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ from fgq.plan.options import Option
 from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.weights import quantize_weight
 from fgq.recipes.pieces import Piece, Prefix
-from fgq.runtime.products import channels_first
+from fgq.runtime.steps.products import channels_first
 from fgq.runtime.windows import read_window
 
 _RUNS = 7

@@ -10,7 +10,7 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Tenant:
+class LiveRange:
     """An array that needs memory for a while.
 
     Parameters
@@ -26,7 +26,7 @@ class Tenant:
     last: int
 
 
-def arrange(tenants: Sequence[Tenant]) -> tuple[list[int], int]:
+def arrange(ranges: Sequence[LiveRange]) -> tuple[list[int], int]:
     """Find places for arrays, so that none share memory while both are needed.
 
     The largest come first, each into the lowest gap that holds it ("greedy by size", Pisarchyk and Lee 2020,
@@ -34,7 +34,7 @@ def arrange(tenants: Sequence[Tenant]) -> tuple[list[int], int]:
 
     Parameters
     ----------
-    tenants : sequence of Tenant
+    ranges : sequence of LiveRange
 
     Returns
     -------
@@ -43,20 +43,20 @@ def arrange(tenants: Sequence[Tenant]) -> tuple[list[int], int]:
     total : int
         Bytes of the whole block.
     """
-    offsets = [0] * len(tenants)
-    placed: list[tuple[int, int, Tenant]] = []
-    for index in sorted(range(len(tenants)), key=lambda i: -tenants[i].size):
-        tenant = tenants[index]
+    offsets = [0] * len(ranges)
+    placed: list[tuple[int, int, LiveRange]] = []
+    for index in sorted(range(len(ranges)), key=lambda i: -ranges[i].size):
+        live = ranges[index]
         start = 0
         for begin, end, other in placed:
-            if other.last < tenant.first or tenant.last < other.first:
+            if other.last < live.first or live.last < other.first:
                 continue
-            if begin - start >= tenant.size:
+            if begin - start >= live.size:
                 break
             start = max(start, end)
-        end = start + tenant.size
+        end = start + live.size
         end += -end % ALIGNMENT
         offsets[index] = start
-        placed.append((start, end, tenant))
+        placed.append((start, end, live))
         placed.sort(key=lambda entry: entry[0])
     return offsets, max((end for _, end, _ in placed), default=0)

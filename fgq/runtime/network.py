@@ -9,10 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.errors import ModelError
-from fgq.runtime.moves import ReorderStep
 from fgq.runtime.orders import Order
-from fgq.runtime.segments import ForeignStep
-from fgq.runtime.step import Step
+from fgq.runtime.steps.moves import ReorderStep
+from fgq.runtime.steps.step import Runnable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,11 +20,11 @@ class Instruction:
 
     Parameters
     ----------
-    step : Step or ForeignStep
+    step : Runnable
     reads, writes : tuple of int
     """
 
-    step: Step | ForeignStep
+    step: Runnable
     reads: tuple[int, ...]
     writes: tuple[int, ...]
 
@@ -63,17 +62,12 @@ class _Builder:
         self.network = Network()
         self._held: dict[ir.Value, dict[_Form, int]] = {}
 
-    def add(self, step: Step | ForeignStep) -> None:
-        if isinstance(step, ForeignStep):
-            plain = _Form(None, raised=False)
-            reads = tuple(self.slot(value, plain) for value in step.segment.inputs)
-            writes = tuple(self.new(value, plain) for value in step.segment.outputs)
-        else:
-            wanted, made = step.orders([self._first(value).order for value in step.sources])
-            pairs = zip(step.sources, wanted, strict=True)
-            reads = tuple(self.slot(value, _Form(order, _raised(value))) for value, order in pairs)
-            writes = (self.new(step.result, _Form(made, _raised(step.result))),)
-        self.network.instructions.append(Instruction(step, reads, writes))
+    def add(self, step: Runnable) -> None:
+        orders = step.orders([self._first(value).order for value in step.sources])
+        pairs = zip(step.sources, orders.sources, strict=True)
+        reads = tuple(self.slot(value, _form(step, value, order)) for value, order in pairs)
+        writes = tuple(self.new(value, _form(step, value, orders.result)) for value in step.results)
+        self.network.instructions.append(Instruction(step.in_orders(orders), reads, writes))
 
     def new(self, value: ir.Value, form: _Form) -> int:
         slot = self.network.slots
@@ -85,10 +79,10 @@ class _Builder:
         """Return where a value is held in this form, brought into it if need be."""
         held = self._forms(value)
         if form not in held:
-            found, source = next(iter(held.items()))
-            flipped = found.raised != form.raised
+            first, source = next(iter(held.items()))
+            flipped = first.raised != form.raised
             dtype = np.uint8 if form.raised else _dtype(value)
-            step = ReorderStep(value, found.order, form.order, dtype, flipped=flipped)
+            step = ReorderStep(value, first.order, form.order, dtype, flipped=flipped)
             self.network.instructions.append(Instruction(step, (source,), (self.new(value, form),)))
         return held[form]
 
@@ -103,14 +97,12 @@ class _Builder:
         return self._held[value]
 
 
-def build(
-    steps: Sequence[Step | ForeignStep], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
-) -> Network:
+def build(steps: Sequence[Runnable], inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> Network:
     """Give every value a slot, and bring those into another order whose readers want it.
 
     Parameters
     ----------
-    steps : sequence of Step or ForeignStep
+    steps : sequence of Runnable
         In the order in which they run.
     inputs, outputs : sequence of onnx_ir.Value
         The model's.
@@ -126,8 +118,8 @@ def build(
     return builder.network
 
 
-def _raised(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.INT8
+def _form(step: Runnable, value: ir.Value, order: Order) -> _Form:
+    return _Form(order, raised=step.raised and value.dtype == ir.DataType.INT8)
 
 
 def _dtype(value: ir.Value) -> type[np.generic]:

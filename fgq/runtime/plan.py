@@ -23,7 +23,7 @@ from onnx_ir.passes import common
 
 from fgq.errors import ModelError
 from fgq.runtime.quantizers import is_operator
-from fgq.runtime.step import Step
+from fgq.runtime.steps.step import Step
 
 Makers = Mapping[ir.Value, Step]
 """The steps by the values that they make."""

@@ -10,18 +10,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from fgq.kernels.boundary import ready
 from fgq.kernels.products.driver import aligned
-from fgq.runtime.edges import QuantizeStep
-from fgq.runtime.memory import Tenant, arrange
-from fgq.runtime.network import Instruction, Network
-from fgq.runtime.segments import ForeignStep, SegmentStep, bindable
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.memory import LiveRange, arrange
+from fgq.runtime.network import Network
+from fgq.runtime.segments import bindable
+from fgq.runtime.steps.step import Array, Call, TakeInput
 
 Shapes = tuple[tuple[int, ...] | None, ...]
 """Of the model's inputs, in their order."""
@@ -86,34 +85,38 @@ def trace(
     for instruction in network.instructions:
         begin = time.perf_counter()
         arrays = [values[slot] for slot in instruction.reads]
-        step = instruction.step
-        if isinstance(step, ForeignStep):
-            for slot, value in zip(instruction.writes, step.run(arrays), strict=True):
-                values[slot] = value
-        else:
-            arrays = [ready(array) for array in arrays]
-            (slot,) = instruction.writes
-            view = step.alias(arrays)
-            if view is None:
-                values[slot] = aligned(step.shape(arrays), step.dtype)
-                if values[slot].size:
-                    step.bind(
-                        arrays,
-                        values[slot],
-                        aligned((step.scratch_bytes(arrays, threads),), np.uint8),
-                        threads,
-                    )()
-            else:
-                values[slot], roots[slot] = view, roots[instruction.reads[0]]
+        results, is_view = instruction.step.run_once(arrays, threads)
+        for slot, value in zip(instruction.writes, results, strict=True):
+            values[slot] = value
+            if is_view:
+                roots[slot] = roots[instruction.reads[0]]
         if times is not None:
             times.seconds.append(time.perf_counter() - begin)
             times.output_bytes.append(sum(getattr(values[slot], "nbytes", 0) for slot in instruction.writes))
     outputs = {name: values[slot] for name, slot in network.outputs.items()}
-    steps = [instruction.step for instruction in network.instructions]
-    foreign = any(isinstance(step, ForeignStep) and not isinstance(step, SegmentStep) for step in steps)
-    if foreign or not all(map(bindable, values)):
+    plannable = all(instruction.step.plannable for instruction in network.instructions)
+    if not plannable or not all(map(bindable, values)):
         return outputs, None
     return outputs, Layout([(value.shape, value.dtype) for value in values], roots)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Direct:
+    """An instruction that reads a caller's array, which is not copied into planned memory.
+
+    Parameters
+    ----------
+    index : int
+        Of the instruction.
+    name : str
+        Of the model's input.
+    take : TakeInput
+        The call.
+    """
+
+    index: int
+    name: str
+    take: TakeInput
 
 
 class Program:
@@ -128,27 +131,20 @@ class Program:
     """
 
     def __init__(self, network: Network, layout: Layout, threads: int) -> None:
-        self._network, self._feeds = network, dict[str, Array]()
-        tenants, places = _tenants(network, layout)
-        offsets, total = arrange(tenants)
+        ranges, index_of = _live_ranges(network, layout)
+        offsets, total = arrange(ranges)
         memory = aligned((total,), np.uint8)
         arrays: list[Array] = [None] * network.slots  # type: ignore[list-item]
-        for slot, place in places.items():
+        for slot, index in index_of.items():
             shape, dtype = layout.forms[slot]
-            size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-            arrays[slot] = memory[offsets[place] : offsets[place] + size].view(dtype).reshape(shape)
-        self._named = {slot: name for name, slot in network.inputs.items()}
-        read = {
-            slot
-            for instruction in network.instructions
-            for slot in instruction.reads
-            if not isinstance(instruction.step, QuantizeStep)
-        }
-        handed_on = read.union(network.outputs.values())
-        self._copied = {name: arrays[slot] for slot, name in self._named.items() if slot in handed_on}
-        self.calls, self._scratch = list[Call](), aligned((0,), np.uint8)
-        self._make_calls(arrays, threads)
+            begin = offsets[index]
+            arrays[slot] = memory[begin : begin + ranges[index].size].view(dtype).reshape(shape)
+        scratch_bytes = _set_views(network, arrays, threads)
+        self._scratch = aligned((scratch_bytes,), np.uint8)
         self.memory_bytes = total + self._scratch.nbytes
+        self._calls, self._direct = list[Call](), list[_Direct]()
+        copied = self._bind(network, arrays, threads)
+        self._copied = {name: arrays[slot] for name, slot in network.inputs.items() if slot in copied}
         self._outputs = {name: arrays[slot] for name, slot in network.outputs.items()}
         self._written = [
             sum(arrays[slot].nbytes for slot in instruction.writes) for instruction in network.instructions
@@ -164,66 +160,68 @@ class Program:
         wanted : sequence of str
             Which outputs.
         """
-        self._take(feeds)
-        for call in self.calls:
+        for call in self._calls_for(feeds):
             call()
-        self._feeds.clear()
         return [self._outputs[name].copy() for name in wanted]
 
     def run_timed(self, feeds: Mapping[str, Array], times: Times) -> None:
         """Run as `run` does, and tell how long each instruction took."""
-        self._take(feeds)
-        for call in self.calls:
+        for call in self._calls_for(feeds):
             begin = time.perf_counter()
             call()
             times.seconds.append(time.perf_counter() - begin)
         times.output_bytes += self._written
-        self._feeds.clear()
 
-    def _take(self, feeds: Mapping[str, Array]) -> None:
-        self._feeds.update(feeds)
+    def _calls_for(self, feeds: Mapping[str, Array]) -> list[Call]:
+        """Return the calls of one run; inputs that some of them read are copied into planned memory."""
         for name, array in self._copied.items():
             np.copyto(array, feeds[name])
+        calls = self._calls.copy()
+        for direct in self._direct:
+            calls[direct.index] = partial(direct.take, feeds[direct.name])
+        return calls
 
-    def _make_calls(self, arrays: list[Array], threads: int) -> None:
-        todo: list[tuple[Step, list[Array], Array, Instruction] | Call] = []
-        most = 0
-        for instruction in self._network.instructions:
-            read = [arrays[slot] for slot in instruction.reads]
+    def _bind(self, network: Network, arrays: Sequence[Array], threads: int) -> set[int]:
+        """Make the calls, and return the slots that they read and those of the outputs."""
+        names = {slot: name for name, slot in network.inputs.items()}
+        read = set(network.outputs.values())
+        for index, instruction in enumerate(network.instructions):
             step = instruction.step
-            if isinstance(step, ForeignStep):
-                assert isinstance(step, SegmentStep)
-                todo.append(step.bind(read, [arrays[slot] for slot in instruction.writes]))
+            sources = [arrays[slot] for slot in instruction.reads]
+            outs = [arrays[slot] for slot in instruction.writes]
+            name = names.get(instruction.reads[0]) if instruction.reads else None
+            take = None if name is None else step.bind_for_input(sources[0].shape, outs[0], threads)
+            if name is not None and take is not None:
+                self._direct.append(_Direct(index, name, take))
+                self._calls.append(_nothing)
                 continue
-            (slot,) = instruction.writes
-            view = step.alias(read)
-            if view is not None:
-                arrays[slot] = view
-                todo.append(_nothing)
-                continue
-            most = max(most, step.scratch_bytes(read, threads))
-            todo.append((step, read, arrays[slot], instruction))
-        self._scratch = aligned((most,), np.uint8)
-        for entry in todo:
-            if not isinstance(entry, tuple):
-                self.calls.append(entry)
-                continue
-            step, read, out, instruction = entry
-            if isinstance(step, QuantizeStep) and instruction.reads[0] in self._named:
-                self.calls.append(
-                    step.bind_feed(
-                        self._feeds, self._named[instruction.reads[0]], read[0].shape, out, threads
-                    )
-                )
-            else:
-                self.calls.append(step.bind(read, out, self._scratch, threads))
+            read.update(instruction.reads)
+            is_view = step.alias(sources) is not None
+            self._calls.append(_nothing if is_view else step.bind_all(sources, outs, self._scratch, threads))
+        return read
+
+
+def _set_views(network: Network, arrays: list[Array], threads: int) -> int:
+    """Enter the results that are views of others, and return how much scratch memory the steps need."""
+    most = 0
+    for instruction in network.instructions:
+        sources = [arrays[slot] for slot in instruction.reads]
+        view = instruction.step.alias(sources)
+        if view is None:
+            most = max(most, instruction.step.scratch_bytes(sources, threads))
+        else:
+            arrays[instruction.writes[0]] = view
+    return most
 
 
 def _nothing() -> None: ...
 
 
-def _tenants(network: Network, layout: Layout) -> tuple[list[Tenant], dict[int, int]]:
-    """Return what needs memory from when to when, and which of them each slot is."""
+def _live_ranges(network: Network, layout: Layout) -> tuple[list[LiveRange], dict[int, int]]:
+    """Return from when to when memory is needed, and the index of the live range that each slot has.
+
+    Slots whose array is a view of another one's have none.
+    """
     first, last = dict[int, int](), dict[int, int]()
     for slot in network.inputs.values():
         first[slot] = last[slot] = -1
@@ -236,13 +234,13 @@ def _tenants(network: Network, layout: Layout) -> tuple[list[Tenant], dict[int, 
             last[layout.roots[slot]] = index
     for slot in network.outputs.values():
         last[layout.roots[slot]] = len(network.instructions)
-    tenants, places = list[Tenant](), dict[int, int]()
+    ranges, index_of = list[LiveRange](), dict[int, int]()
     for slot, begin in first.items():
         shape, dtype = layout.forms[slot]
-        places[slot] = len(tenants)
+        index_of[slot] = len(ranges)
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-        tenants.append(Tenant(size, begin, last[slot]))
-    return tenants, places
+        ranges.append(LiveRange(size, begin, last[slot]))
+    return ranges, index_of
 
 
 class Programs:

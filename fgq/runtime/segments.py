@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from fgq.errors import DataError, FgqError, ModelError, first_line
 from fgq.format import onnx_file
@@ -16,13 +17,14 @@ from fgq.graph import ort
 from fgq.graph.ort_values import needs_values, run_values
 from fgq.runtime import operators
 from fgq.runtime.misread import is_misread
+from fgq.runtime.orders import Order
 from fgq.runtime.plan import Segment
-from fgq.runtime.step import Array, Call
+from fgq.runtime.steps.step import Array, Call, Orders, Runnable
 
 _RECURRENT = frozenset({"GRU", "LSTM"})
 
 
-class ForeignStep(ABC):
+class ForeignStep(Runnable):
     """A segment made ready to run.
 
     Parameters
@@ -30,15 +32,29 @@ class ForeignStep(ABC):
     segment : Segment
     """
 
-    kernel: str
+    raised = False
 
     def __init__(self, segment: Segment) -> None:
-        self.segment = segment
+        self.segment, self.sources = segment, segment.inputs
+        self.nodes = len(segment.nodes)
+
+    @property
+    def results(self) -> tuple[ir.Value, ...]:
+        """The segment's outputs."""
+        return self.segment.outputs
 
     @property
     def name(self) -> str:
         """The names of the segment's outputs."""
         return ", ".join(str(value.name) for value in self.segment.outputs)
+
+    def orders(self, given: Sequence[Order]) -> Orders:
+        """Ask for the plain orders."""
+        return Orders((None,) * len(given), None)
+
+    def run_once(self, arrays: Sequence[Any], threads: int) -> tuple[list[Any], bool]:
+        """See `Runnable`."""
+        return self.run(arrays), False
 
     @abstractmethod
     def run(self, arrays: Sequence[Any]) -> list[Any]:
@@ -67,6 +83,7 @@ class NumpyStep(ForeignStep):
     """
 
     kernel = "numpy"
+    plannable = False
 
     def __init__(self, segment: Segment, opset: int) -> None:
         super().__init__(segment)
@@ -102,6 +119,12 @@ class NumpyStep(ForeignStep):
                 raise type(error)(f"{node.name or 'node'}: {error}") from None
             values.update(zip(node.outputs, results, strict=False))
         return [values[value] for value in self.segment.outputs]
+
+    def bind_all(
+        self, arrays: Sequence[Array], outs: Sequence[Array], scratch: NDArray[np.uint8], threads: int
+    ) -> NoReturn:
+        """Refuse: NumPy makes arrays of its own."""
+        raise TypeError(f"{self.name}: runs step by step only")
 
 
 class SegmentStep(ForeignStep):
@@ -160,8 +183,10 @@ class SegmentStep(ForeignStep):
                 f"inputs: found values that the model cannot run on ({first_line(error)})"
             ) from None
 
-    def bind(self, arrays: Sequence[Array], outs: Sequence[Array]) -> Call:
-        """Return the call that reads `arrays` and writes `outs`, numbers in C order.
+    def bind_all(
+        self, arrays: Sequence[Array], outs: Sequence[Array], scratch: NDArray[np.uint8], threads: int
+    ) -> Call:
+        """See `Runnable`: arrays of numbers in C order.
 
         The call raises where the results have other shapes than `outs`.
         """

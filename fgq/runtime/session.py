@@ -26,9 +26,10 @@ from fgq.runtime.feeds import NodeArg, check_feeds
 from fgq.runtime.network import build
 from fgq.runtime.plan import plan
 from fgq.runtime.program import Programs
-from fgq.runtime.recognise import Options, find_steps, float_products
-from fgq.runtime.segments import ForeignStep, NumpyStep, SegmentStep
-from fgq.runtime.step import Step
+from fgq.runtime.recognise import find_steps, float_products
+from fgq.runtime.segments import NumpyStep, SegmentStep
+from fgq.runtime.steps.registry import Options
+from fgq.runtime.steps.step import Runnable, Step
 
 Feeds = Mapping[str, Any]
 
@@ -274,10 +275,10 @@ def _named(kind: type[T], what: str, given: str | T) -> T:
         raise ConfigError(f"{what}: found {given!r}, wanted one of {', '.join(kind)}") from None
 
 
-def _describe(step: Step | ForeignStep) -> StepInfo:
-    if isinstance(step, ForeignStep):
-        return StepInfo(name=step.name, kernel=step.kernel, nodes=len(step.segment.nodes))
-    return StepInfo(name=step.name, kernel=step.kernel, tier=step.tier, weight_bytes=step.resident_bytes)
+def _describe(step: Runnable) -> StepInfo:
+    return StepInfo(
+        name=step.name, kernel=step.kernel, tier=step.tier, nodes=step.nodes, weight_bytes=step.resident_bytes
+    )
 
 
 def _refuse_float(model: ir.Model) -> None:

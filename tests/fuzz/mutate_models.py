@@ -34,8 +34,8 @@ from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
 from fgq.kernels import warmup  # noqa: F401  everything is loaded before workers are forked
-from fgq.runtime import program
 from fgq.runtime.segments import SegmentStep
+from fgq.runtime.steps import step
 
 SEEDS_OF_FILES = 24
 """Files that mutations start from."""
@@ -338,7 +338,7 @@ def guard() -> None:
     def run_guarded(self: SegmentStep, arrays: Any) -> list[Any]:
         return [guarded(result) for result in run(self, arrays)]
 
-    program.aligned = aligned  # type: ignore[attr-defined]
+    step.aligned = aligned  # type: ignore[attr-defined]
     SegmentStep.run = run_guarded  # type: ignore[method-assign]
 
 

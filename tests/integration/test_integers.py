@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from fgq import Session, convert
 from fgq.graph.ort import saturates
 from fgq.kernels.products.dispatch import Wish
-from fgq.runtime.products import ProductStep
+from fgq.runtime.steps.products import ProductStep
 
 GROUP_SIZES = st.sampled_from([1, 2, 4, 8, 16, 32, 64, 100])
 ACTIVATIONS = st.sampled_from(["int8", "int4"])

@@ -15,7 +15,7 @@ from fgq.eval.light_models import light_model
 from fgq.eval.topologies import SMALL, TOPOLOGIES
 from fgq.graph.ort import saturates
 from fgq.kernels.products.dispatch import Wish
-from fgq.runtime.products import ProductStep
+from fgq.runtime.steps.products import ProductStep
 
 EXTREMES = [(64, "int8"), (4, "int4")]
 SETTINGS = [*EXTREMES, (64, "int4"), (4, "int8")]

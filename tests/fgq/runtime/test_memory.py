@@ -3,33 +3,31 @@
 import numpy as np
 import pytest
 
-from fgq.runtime.memory import ALIGNMENT, Tenant, arrange
+from fgq.runtime.memory import ALIGNMENT, LiveRange, arrange
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_tenants_that_meet_never_overlap(seed):
+def test_live_ranges_that_meet_never_overlap(seed):
     rng = np.random.default_rng(seed)
-    tenants = []
+    ranges = []
     for _ in range(int(rng.integers(1, 60))):
         first, length = (int(number) for number in rng.integers(0, 20, 2))
-        tenants.append(Tenant(int(rng.integers(1, 5000)), first, first + length // 4))
-    offsets, total = arrange(tenants)
-    for i, (one, begin) in enumerate(zip(tenants, offsets, strict=True)):
+        ranges.append(LiveRange(int(rng.integers(1, 5000)), first, first + length // 4))
+    offsets, total = arrange(ranges)
+    for i, (one, begin) in enumerate(zip(ranges, offsets, strict=True)):
         assert begin % ALIGNMENT == 0
         assert begin + one.size <= total
-        for other, start in zip(tenants[:i], offsets[:i], strict=True):
+        for other, start in zip(ranges[:i], offsets[:i], strict=True):
             if one.first <= other.last and other.first <= one.last:
                 assert begin + one.size <= start or start + other.size <= begin
-    alive = [
-        sum(tenant.size for tenant in tenants if tenant.first <= time <= tenant.last) for time in range(30)
-    ]
-    assert max(alive) <= total <= sum(tenant.size + ALIGNMENT for tenant in tenants)
+    alive = [sum(live.size for live in ranges if live.first <= time <= live.last) for time in range(30)]
+    assert max(alive) <= total <= sum(live.size + ALIGNMENT for live in ranges)
 
 
 def test_a_chain_takes_no_more_than_its_two_largest_neighbours():
     sizes = [640, 1280, 320, 960, 64]
-    tenants = [Tenant(size, index, index + 1) for index, size in enumerate(sizes)]
-    assert arrange(tenants)[1] == 640 + 1280
+    ranges = [LiveRange(size, index, index + 1) for index, size in enumerate(sizes)]
+    assert arrange(ranges)[1] == 640 + 1280
 
 
 def test_nothing_takes_nothing():

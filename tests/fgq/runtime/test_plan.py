@@ -6,8 +6,9 @@ from onnx import TensorProto
 from fgq import Session, convert
 from fgq.format.functions import recognise
 from fgq.runtime.plan import Segment, plan
-from fgq.runtime.products import ProductStep
-from fgq.runtime.recognise import Options, find_steps
+from fgq.runtime.recognise import find_steps
+from fgq.runtime.steps.products import ProductStep
+from fgq.runtime.steps.registry import Options
 
 
 def normal(*shape):

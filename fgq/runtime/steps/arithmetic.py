@@ -19,7 +19,8 @@ from fgq.runtime.quantizers import (
     read_quantized,
     read_result,
 )
-from fgq.runtime.step import Array, Call, Step, broadcast
+from fgq.runtime.steps.registry import operator
+from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast
 
 
 class BinaryStep(Step):
@@ -31,7 +32,7 @@ class BinaryStep(Step):
     operands : pair of Quantized
     result : onnx_ir.Value
         The integers of the sum or product.
-    made : Requantization
+    requantization : Requantization
     """
 
     dtype = np.uint8
@@ -41,9 +42,10 @@ class BinaryStep(Step):
         node: ir.Node,
         operands: tuple[Quantized, Quantized],
         result: ir.Value,
-        made: Requantization,
+        requantization: Requantization,
     ) -> None:
-        self._node, self.operands, self.result, self.made = node, operands, result, made
+        self._node, self.operands, self.result = node, operands, result
+        self.requantization = requantization
         self.sources = operands[0].source, operands[1].source
 
     @property
@@ -67,10 +69,10 @@ class BinaryStep(Step):
         one, other = (value.shape for value in self.sources)
         return one is not None and other is not None and one == other
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        order = max(found, key=lambda order: order is not None)
-        return [order, order], order
+        order = max(given, key=lambda order: order is not None)
+        return Orders((order, order), order)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -80,7 +82,7 @@ class BinaryStep(Step):
         """See `Step`."""
         quantizers = [operand.quantizer for operand in self.operands]
         operation: type[Add | Multiply] = Add if self.op_type == "Add" else Multiply
-        return bind_binary(operation, arrays, quantizers, out, self.made, threads)
+        return bind_binary(operation, arrays, quantizers, out, self.requantization, threads)
 
 
 def bind_binary(
@@ -136,6 +138,7 @@ def _repeats(one: tuple[int, ...], other: tuple[int, ...], whole: tuple[int, ...
     return small == whole or small == (whole[0], *(1 for _ in whole[1:-1]), whole[-1])
 
 
+@operator
 def read_binary(node: ir.Node) -> BinaryStep | None:
     """Recognise an Add or Mul of two quantized tensors of one rank."""
     if not is_operator(node, "Add", "Mul"):

@@ -13,7 +13,8 @@ from fgq.format.container import constant
 from fgq.kernels.operators.transpose import Transpose
 from fgq.runtime.orders import Order, after_transpose, between
 from fgq.runtime.quantizers import is_operator, read_quantized, read_result
-from fgq.runtime.step import Array, Call, Step, wanted_rank
+from fgq.runtime.steps.registry import operator
+from fgq.runtime.steps.step import Array, Call, Orders, Step, check_rank
 
 
 class ReorderStep(Step):
@@ -43,9 +44,9 @@ class ReorderStep(Step):
         """The value's name."""
         return str(self.result.name)
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [self._from], self._to
+        return Orders((self._from,), self._to)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -72,7 +73,7 @@ class ReorderStep(Step):
     def _view(self, array: Array) -> Array:
         order = self._from or self._to
         if order is not None:
-            wanted_rank(self.name, array.shape, len(order))
+            check_rank(self.name, array.shape, len(order))
         return array.transpose(between(self._from, self._to, array.ndim))
 
 
@@ -119,9 +120,9 @@ class TransposeStep(Step):
         """The operator's name."""
         return str(self._node.name)
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return list(found), after_transpose(found[0], self._permutation)
+        return Orders(tuple(given), after_transpose(given[0], self._permutation))
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -157,9 +158,9 @@ class ReshapeStep(Step):
         """The operator's name."""
         return str(self._node.name)
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [None], None
+        return Orders((None,), None)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -203,6 +204,7 @@ def reshaped(node: ir.Node, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if i in places else next(sizes) for i in range(made))
 
 
+@operator
 def read_move(node: ir.Node) -> Step | None:
     """Recognise an operator that moves integers, between quantizers of one scale."""
     if not is_operator(node, "Transpose", *_RESHAPES):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.runtime.lookup import POINTWISE, read_lookup
+from fgq.runtime.steps.lookup import POINTWISE, read_lookup
 
 FUNCTION = """({type}[{shape}] x) => ({type} y) {{
     a = DequantizeLinear(x, sx, zx)

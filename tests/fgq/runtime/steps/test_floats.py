@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from fgq.format.shapes import InferShapes
-from fgq.runtime.floats import read_gelu, read_layer_norm, read_softmax
+from fgq.runtime.steps.floats import read_gelu, read_layer_norm, read_softmax
 
 ROOT = {"root": np.float32(np.sqrt(2)), "inverse": np.float32(np.sqrt(0.5)), "half": np.float32([0.5])}
 ROOT |= {"one": np.float32(1), "near": np.float32(1.41), "s": np.float32(0.02), "z": np.uint8(9)}

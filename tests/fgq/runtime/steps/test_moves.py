@@ -8,7 +8,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from fgq.runtime.moves import ReorderStep, read_move, reshaped
+from fgq.runtime.steps.moves import ReorderStep, read_move, reshaped
+from fgq.runtime.steps.step import Orders
 
 MOVE = """({type}[{shape}] x) => ({type} y) {{
     a = DequantizeLinear(x, s, z)
@@ -125,7 +126,7 @@ def test_orders_of_axes(compute, order, wanted, dtype):
     value = np.random.default_rng(0).integers(0, 100, (2, 3, 4)).astype(dtype)
     lies, lie = (value if axes is None else value.transpose(axes) for axes in (order, wanted))
     step = ReorderStep(ir.Value(name="v"), order, wanted, dtype, flipped=False)
-    assert step.orders([order]) == ([order], wanted)
+    assert step.orders([order]) == Orders((order,), wanted)
     given = np.ascontiguousarray(lies)
     np.testing.assert_array_equal(compute(step, given), lie)
     view = step.alias([given])

@@ -19,7 +19,7 @@ from fgq.kernels.operators.lookup import Lookup
 from fgq.runtime.misread import is_misread
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.steps.step import Array, Call, Orders, Step
 
 POINTWISE = frozenset(
     "Abs Add Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max Min Mish "
@@ -55,9 +55,9 @@ class LookupStep(Step):
         """The last operator's name."""
         return self._name
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return list(found), found[0]
+        return Orders(tuple(given), given[0])
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""

@@ -23,7 +23,8 @@ from fgq.runtime.quantizers import (
     read_quantized,
     read_result,
 )
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.steps.registry import operator
+from fgq.runtime.steps.step import Array, Call, Orders, Step
 from fgq.runtime.windows import may_crop, read_window
 
 _IMAGE = channels_last(4)
@@ -61,9 +62,9 @@ class PoolStep(Step):
             self._node.op_type, "global_average_pool"
         )
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [_IMAGE], _IMAGE
+        return Orders((_IMAGE,), _IMAGE)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -140,6 +141,7 @@ class PoolStep(Step):
         return sizes[0], sizes[1]
 
 
+@operator
 def read_pool(node: ir.Node) -> PoolStep | None:
     """Recognise a pooling between integers."""
     if not is_operator(node, "MaxPool", "AveragePool", "GlobalAveragePool"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +14,8 @@ from fgq.kernels.operators.concat import Concat
 from fgq.kernels.operators.lookup import requantization_table
 from fgq.runtime.orders import Order, place_of
 from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
-from fgq.runtime.step import Array, Call, Step
+from fgq.runtime.steps.registry import operator
+from fgq.runtime.steps.step import Array, Call, Orders, Step
 
 
 class ConcatStep(Step):
@@ -43,6 +45,7 @@ class ConcatStep(Step):
         self._node, self._parts, self.result, self._made = node, parts, result, made
         self.sources = tuple(part.source for part in parts)
         self._rank = rank
+        self._axis = self._place(None)
         self._tables = [
             requantization_table(
                 part.quantizer.scale, part.quantizer.zero_point, made.quantizer.scale,
@@ -56,11 +59,19 @@ class ConcatStep(Step):
         """The operator's name."""
         return str(self._node.name)
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        order = max(found, key=found.count)
-        self._axis = place_of(self._node.attributes["axis"].as_int(), order, self._rank)
-        return [order] * len(found), order
+        order = max(given, key=given.count)
+        return Orders((order,) * len(given), order)
+
+    def in_orders(self, orders: Orders) -> ConcatStep:
+        """See `Runnable`."""
+        step = copy(self)
+        step._axis = self._place(orders.result)
+        return step
+
+    def _place(self, order: Order) -> int:
+        return place_of(self._node.attributes["axis"].as_int(), order, self._rank)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -68,9 +79,9 @@ class ConcatStep(Step):
         for array in arrays:
             shape[self._axis] = array.shape[self._axis]
             if list(array.shape) != shape:
-                found = ", ".join(str(list(each.shape)) for each in arrays)
+                shapes = ", ".join(str(list(each.shape)) for each in arrays)
                 raise DataError(
-                    f"{self.name}: found parts of {found}, wanted equal sizes along all axes but one"
+                    f"{self.name}: found parts of {shapes}, wanted equal sizes along all axes but one"
                 )
         shape[self._axis] = sum(array.shape[self._axis] for array in arrays)
         return tuple(shape)
@@ -80,6 +91,7 @@ class ConcatStep(Step):
         return Concat(arrays, out, self._axis, self._tables, threads)
 
 
+@operator
 def read_concat(node: ir.Node) -> ConcatStep | None:
     """Recognise a Concat between integers."""
     if not is_operator(node, "Concat"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,8 @@ from fgq.kernels.operators.softmax import Softmax
 from fgq.kernels.products.driver import aligned
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Requantization, is_operator, read_result
-from fgq.runtime.step import Array, Call, Step, broadcast
+from fgq.runtime.steps.registry import Scope, Turn, finder
+from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast
 
 
 class _FloatStep(Step):
@@ -32,9 +33,9 @@ class _FloatStep(Step):
         """The operator's name."""
         return str(self._node.name)
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [None] * len(found), None
+        return Orders((None,) * len(given), None)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -137,6 +138,15 @@ class SoftmaxStep(_FloatStep):
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
         return broadcast(self.name, *(array.shape for array in arrays))
+
+
+@finder(Turn.REALS)
+def find_real_operators(scope: Scope) -> Iterator[Step]:
+    """Find GELUs, LayerNormalizations and Softmaxes in a graph that has integer products."""
+    for node in scope.graph if scope.steps else ():
+        step = read_gelu(node) or read_layer_norm(node) or read_softmax(node, scope.opset)
+        if step is not None:
+            yield step
 
 
 def read_gelu(node: ir.Node) -> GeluStep | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import DataError, FgqError
@@ -19,58 +17,19 @@ from fgq.kernels.products.driver import aligned
 from fgq.kernels.products.epilogue import Dequantize, Epilogue, QuantizedAdd, Requantize, Sums
 from fgq.kernels.products.layer import Layer, Wishes, packable
 from fgq.quantization.tensor import QuantizedTensor
-from fgq.runtime.arithmetic import bind_binary
-from fgq.runtime.layers import IntegerLayer
+from fgq.runtime.layers import IntegerLayer, find_integer_layers
 from fgq.runtime.orders import Order, channels_last
-from fgq.runtime.quantizers import Quantized, Requantization
-from fgq.runtime.step import Array, Call, Step, broadcast, wanted_rank
+from fgq.runtime.quantizers import Requantization
+from fgq.runtime.steps.additions import RealEnd, Residual, real_end, residuals
+from fgq.runtime.steps.arithmetic import bind_binary, read_binary
+from fgq.runtime.steps.registry import Scope, Turn, finder
+from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast, check_rank
 from fgq.runtime.windows import read_window
 
 IMAGE = channels_last(4)
 """How a convolution's activations lie."""
 
 Run = Callable[[NDArray[np.uint8], Epilogue], NDArray[Any]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RealEnd:
-    """Additions of real values that follow a layer.
-
-    Parameters
-    ----------
-    shift : ndarray of float32, shape (M,), or None
-        A bias, added first.
-    residual : onnx_ir.Value or None
-        Real values of the shape of the result, added then.
-    result : onnx_ir.Value
-        The sum.
-    """
-
-    shift: NDArray[np.float32] | None
-    residual: ir.Value | None
-    result: ir.Value
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Residual:
-    """The addition of two quantized tensors, one of them a layer's result, that follows the layer.
-
-    Parameters
-    ----------
-    other : Quantized
-        What is added.
-    requantization : Requantization
-        How the sum becomes integers.
-    result : onnx_ir.Value
-        The integers of the sum.
-    first : bool
-        Whether the layer's result is the first of the two operands.
-    """
-
-    other: Quantized
-    requantization: Requantization
-    result: ir.Value
-    first: bool
 
 
 class ProductStep(Step):
@@ -150,10 +109,10 @@ class ProductStep(Step):
         """Whether the kernel multiplies once for each group of weights only."""
         return self._layers[0].kernel().multiplication_free
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
         order = IMAGE if self.layer.kind == "conv" else None
-        return [order] * len(found), order
+        return Orders((order,) * len(given), order)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -319,7 +278,7 @@ def _result_shape(
     M, batch, K = weight[0], weight[1:-1], weight[-1]
     left, x = layer.kind == "matmul_left", found
     if layer.kind == "gemm":
-        wanted_rank(layer.name, x, 2)
+        check_rank(layer.name, x, 2)
     if transposed:
         x = (*x[:-2], x[-1], x[-2])
     reduced = x[-2] if left and len(x) > 1 else x[-1] if x else 0
@@ -396,3 +355,20 @@ def _slice(weight: Weight, index: tuple[int, ...]) -> Weight:
         for plane in weight.planes
     ]
     return Weight(tuple(planes), weight.group)
+
+
+@finder(Turn.PRODUCTS)
+def find_products(scope: Scope) -> Iterator[Step]:
+    """Find the integer layers of a graph, with the additions that each can do in its epilogue."""
+    layers = {layer.result: layer for layer in find_integer_layers(scope.graph)}
+    additions = [step for node in scope.graph if (step := read_binary(node)) is not None]
+    absorbed = residuals(additions, layers)
+    for result, layer in layers.items():
+        follows = absorbed.get(result) or _real_end(layer)
+        yield ProductStep(layer, scope.options.wish, scope.options.memory, follows)
+
+
+def _real_end(layer: IntegerLayer) -> RealEnd | None:
+    if layer.requantization is not None or layer.kind != "matmul" or layer.bias is not None:
+        return None
+    return real_end(layer.result, layer.row_scale)

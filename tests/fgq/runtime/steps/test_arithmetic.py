@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.runtime.arithmetic import BinaryStep, read_binary
+from fgq.runtime.steps.arithmetic import BinaryStep, read_binary
 
 BINARY = """({type}[{one}] a, {type}[{other}] b) => ({type} y) {{
     p = DequantizeLinear(a, sa, za)

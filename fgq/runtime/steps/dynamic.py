@@ -6,14 +6,14 @@ What the first makes is no value of the graph: scales, zero points and activatio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import FgqError
-from fgq.format.dynamic_functions import DynamicProduct
+from fgq.format.dynamic_functions import DynamicProduct, find_dynamic_products
 from fgq.kernels import Weight
 from fgq.kernels.operators.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
 from fgq.kernels.products.dispatch import Memory, Wish
@@ -21,8 +21,10 @@ from fgq.kernels.products.driver import aligned
 from fgq.kernels.products.layer import Layer
 from fgq.quantization.scheme import Ranges
 from fgq.runtime.orders import Order
-from fgq.runtime.products import RealEnd, channels_first, possible
-from fgq.runtime.step import Array, Call, Step, broadcast
+from fgq.runtime.steps.additions import RealEnd, real_end
+from fgq.runtime.steps.products import channels_first, possible
+from fgq.runtime.steps.registry import Scope, Turn, finder
+from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast
 
 
 class QuantizeRowsStep(Step):
@@ -51,9 +53,9 @@ class QuantizeRowsStep(Step):
         """See `Step`."""
         return "quantize_rows" if self._by_row else "quantize_dynamic"
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [None], None
+        return Orders((None,), None)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -135,9 +137,9 @@ class DynamicProductStep(Step):
         """Bytes of the weights in the form of each kernel that has run so far."""
         return self._layer.resident_bytes
 
-    def orders(self, found: Sequence[Order]) -> tuple[list[Order], Order]:
+    def orders(self, given: Sequence[Order]) -> Orders:
         """See `Step`."""
-        return [None] * len(found), None
+        return Orders((None,) * len(given), None)
 
     def shape(self, arrays: Sequence[Array]) -> tuple[int, ...]:
         """See `Step`."""
@@ -168,3 +170,15 @@ class DynamicProductStep(Step):
             self._layer, self._column_sums, self._row_scale, self._shift, Rows.within(arrays[0]),
             arrays[1].reshape(flat) if len(arrays) > 1 else None, out.reshape(flat), scratch, threads,
         )  # fmt: skip
+
+
+@finder(Turn.PRODUCTS)
+def find_dynamic_steps(scope: Scope) -> Iterator[Step]:
+    """Find the products whose activations are quantized at run time, and one quantization for each tensor."""
+    products = find_dynamic_products(scope.graph)
+    quantized = {product.quantize: QuantizeRowsStep(product) for product in products}
+    yield from quantized.values()
+    for product in products:
+        follows = real_end(product.result, product.row_scale)
+        rows = quantized[product.quantize].result
+        yield DynamicProductStep(product, rows, scope.options.wish, scope.options.memory, follows)
