@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fgq.format.container import constant
-from fgq.recipes.reductions import pads_of
+from fgq.graph.queries import constant, is_read
+from fgq.graph.windows import pads_of
 
 Inputs = Sequence[Tensor | None]
 Operator = Callable[[ir.Node, Inputs], Tensor]
@@ -45,7 +45,7 @@ def unsupported(node: ir.Node) -> str | None:
     kind = node.op_type
     if node.domain != "" or kind not in OPERATORS:
         return f"the operator {node.domain}::{kind}" if node.domain else f"the operator {kind}"
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if is_read(node.outputs[1:]):
         return f"the second output of {kind}"
     attributes = node.attributes
     if kind in ("MaxPool", "AveragePool"):
