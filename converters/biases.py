@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import Names, add_initializer, sole_consumer
-from fgq.format.container import constant
+from fgq.converters.rewriting import Names, add_initializer
+from fgq.graph.queries import constant, sole_reader
 
 
 class Bias(NamedTuple):
@@ -59,7 +59,7 @@ def find_bias(layer: Layer) -> Bias | None:
     if layer.op_type in ("Conv", "Gemm"):
         values = layer.bias_array
         return Bias(layer.node, 2, np.zeros(channels, np.float32) if values is None else values)
-    reader = sole_consumer(layer.output)
+    reader = sole_reader(layer.output)
     if layer.weight_index != 1 or reader is None or reader.op_type != "Add" or reader.domain != "":
         return None
     for index, value in enumerate(reader.inputs):

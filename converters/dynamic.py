@@ -10,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.converters.select import Choice
 from fgq.format.dynamic_functions import find_dynamic_products
 from fgq.format.functions import FUNCTION_DOMAIN, MULTIPLY_TOKENS, QUANTIZE_TOKENS, add_functions
+from fgq.graph.queries import sole_reader
 from fgq.quantization.scheme import Ranges
 from fgq.quantization.tensor import Plane, QuantizedTensor
 
@@ -113,7 +114,7 @@ def _raise_to_addend(names: Names, product: ir.Value) -> None:
 
     onnxruntime would fuse the two, and lose the axes of the sum that only the constant has.
     """
-    reader, shape = sole_consumer(product), product.shape
+    reader, shape = sole_reader(product), product.shape
     if reader is None or (reader.domain, reader.op_type) != ("", "Add") or shape is None:
         return
     index = 0 if reader.inputs[0] is product else 1

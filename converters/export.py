@@ -14,9 +14,10 @@ from fgq.converters.dynamic import drop_dynamic
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.errors import ModelError
-from fgq.format.container import FORM_KEY, constant, is_unpack, unpacked
+from fgq.format.container import FORM_KEY, is_unpack, unpacked
 from fgq.format.dynamic_functions import find_dynamic_products
 from fgq.format.functions import recognise
+from fgq.graph.queries import constant
 
 
 def export(model: ir.Model, form: ExportForm) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant
+from fgq.graph.windows import may_crop
 from fgq.quantization.tensor import MAX_REDUCTION
-from fgq.runtime.windows import may_crop
 
 WEIGHTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Einsum"})
 """Operators that hold most of a network's weights; every one of them appears in the report, and so does an

@@ -91,11 +91,3 @@ def take_name(names: Names, value: ir.Value, successor: ir.Value, suffix: str) -
     successor.type, successor.shape = value.type, value.shape
     names.rename(value, f"{name}{suffix}")
     names.rename(successor, name)
-
-
-def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """Return the node that alone reads `value`, once; None where there are more readers or none."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    return uses[0].node

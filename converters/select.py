@@ -12,7 +12,7 @@ from fgq.config import ConversionConfig, Misfit
 from fgq.converters.layers import FloatNode, Layer
 from fgq.converters.own import is_quantized, own_scale
 from fgq.errors import ConfigError
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 from fgq.quantization.scheme import ActivationScheme, Granularity, WeightScheme
 
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze"})

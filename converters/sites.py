@@ -19,9 +19,8 @@ from fgq.converters.own import (
     is_layout,
     is_quantized,
 )
-from fgq.converters.rewriting import sole_consumer
 from fgq.converters.select import Choice
-from fgq.format.container import constant
+from fgq.graph.queries import constant, is_read, sole_reader
 
 JOINTS = frozenset({"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"})
 
@@ -188,10 +187,10 @@ def _is_computed(value: ir.Value | None) -> bool:
 def _result(node: ir.Node) -> ir.Value:
     """Return the result of an integer operator after the bounds it absorbs."""
     value = node.outputs[0]
-    reader = sole_consumer(value)
+    reader = sole_reader(value)
     while reader is not None and reader.graph is node.graph and is_bound(reader):
         value = reader.outputs[0]
-        reader = sole_consumer(value)
+        reader = sole_reader(value)
     return value
 
 
@@ -205,7 +204,7 @@ def _joints(graph: ir.Graph, layers: Mapping[ir.Node, Choice], sources: set[ir.N
         and not _obstacle(node)
         and not (node.op_type == "MaxPool" and goes_to_quantizer(node))
         and all(constant(value) is None for value in node.inputs if value is not None)
-        and not any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
+        and not is_read(node.outputs[1:])
     }
     read_by_layers = {choice.layer.activation for choice in layers.values()}
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.rewriting import Names, add_initializer
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 
 
 class ConstantShape(ir.passes.InPlacePass):

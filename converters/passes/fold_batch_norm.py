@@ -11,8 +11,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.rewriting import Names, add_initializer, redirect, sole_consumer, take_name
-from fgq.format.container import constant
+from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
+from fgq.graph.queries import constant, sole_reader
 
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -43,7 +43,7 @@ def _fold_next(names: Names, conv: ir.Node) -> bool:
     weight = constant(conv.inputs[1])
     bias_value = conv.inputs[2] if len(conv.inputs) > 2 else None
     bias = constant(bias_value)
-    step = sole_consumer(conv.outputs[0])
+    step = sole_reader(conv.outputs[0])
     if weight is None or (bias_value is not None and bias is None) or step is None:
         return False
     if step.graph is not conv.graph:

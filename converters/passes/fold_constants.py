@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from fgq.converters.rewriting import Names, add_initializer, redirect
 from fgq.errors import SizeError
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 
 LAYOUT = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Cast"})
 

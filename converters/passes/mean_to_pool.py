@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from fgq.converters.rewriting import Names, redirect, take_name
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 
 
 class MeanToPool(ir.passes.InPlacePass):

@@ -20,9 +20,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer, find_layers
-from fgq.converters.rewriting import Names, add_initializer, sole_consumer
+from fgq.converters.rewriting import Names, add_initializer
 from fgq.errors import ModelError
-from fgq.format.container import SCALED_KEY, constant
+from fgq.format.container import SCALED_KEY
+from fgq.graph.queries import constant, sole_reader
 from fgq.support.schema import base64, check, items, parse_json, shown, table, text
 
 _HOMOGENEOUS = frozenset({"Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "Identity"})
@@ -231,7 +232,7 @@ def _parameters(tensor: ir.Value, axis: int) -> tuple[Parameter, ...] | None:
     if node is None or node.domain != "" or any(output.uses() for output in node.outputs[1:]):
         return None
     operator, operand = node.op_type, node.inputs[0]
-    if operator in _HOMOGENEOUS and operand is not None and sole_consumer(operand) is node:
+    if operator in _HOMOGENEOUS and operand is not None and sole_reader(operand) is node:
         return _parameters(operand, axis)
     if operator == "Conv" and axis == 1:
         return _constants(node, {1: 0, 2: 0})
@@ -270,7 +271,7 @@ def _affine(node: ir.Node) -> tuple[Parameter, ...] | None:
     own = Parameter(node, place, 0)
     if node.op_type == "Mul":
         return (own,)
-    before = _parameters(other, -1) if sole_consumer(other) is node else None
+    before = _parameters(other, -1) if sole_reader(other) is node else None
     return None if before is None else (own, *before)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 
 
 class PlainGemm(ir.passes.InPlacePass):

@@ -22,8 +22,8 @@ from fgq.converters.self_check import onnxruntime_session
 from fgq.data.samples import Feed
 from fgq.errors import DataError, ModelError, first_line
 from fgq.eval.report.layers import QuantizedLayer
-from fgq.format.container import constant
 from fgq.format.outputs import relative_error
+from fgq.graph.queries import constant
 from fgq.recipes.pieces import Piece, Prefix, Replacement, Values
 
 _SMALLEST = float(np.finfo(np.float32).tiny)

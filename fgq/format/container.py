@@ -29,6 +29,7 @@ from fgq.errors import FgqError, ModelError
 from fgq.format import onnx_file
 from fgq.format.functions import UNPACK, called, inputs_of, recognise
 from fgq.format.packing import table, unpack_codes
+from fgq.graph.queries import constant
 from fgq.quantization.scheme import Codes, Granularity, WeightScheme
 from fgq.quantization.tensor import Plane, QuantizedTensor
 
@@ -70,17 +71,6 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
 def is_unpack(node: ir.Node | None) -> bool:
     """Tell whether a node is a call of ``fgq::Unpack`` with our body (`fgq.format.functions.recognise`)."""
     return called(node) == UNPACK
-
-
-def constant(value: ir.Value | None) -> NDArray[Any] | None:
-    """Return the array of an initializer or Constant node, or None where the value is not constant.
-
-    A graph input with a default value is not constant: a caller may override it.
-    """
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else tensor.numpy()
 
 
 def sign(model: ir.Model, form: str) -> None:

@@ -28,8 +28,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant, read_integers
+from fgq.format.container import read_integers
 from fgq.format.functions import MULTIPLY_TOKENS, QUANTIZE_TOKENS, called
+from fgq.graph.queries import constant, sole_reader
 from fgq.quantization.scheme import Ranges
 from fgq.quantization.tensor import QuantizedTensor
 
@@ -139,8 +140,8 @@ def _read_tensor(node: ir.Node) -> DynamicProduct | None:
         return None
     if len(zeros) > 1 and zeros[1] is not None and ((zero := constant(zeros[1])) is None or zero.any()):
         return None
-    cast = _sole_reader(node.outputs[0], "Cast")
-    scaled = None if cast is None else _sole_reader(cast.outputs[0], "Mul")
+    cast = sole_reader(node.outputs[0], "Cast")
+    scaled = None if cast is None else sole_reader(cast.outputs[0], "Mul")
     if cast is None or scaled is None or cast.attributes.get_int("to", 0) != ir.DataType.FLOAT:
         return None
     factor = scaled.inputs[1] if scaled.inputs[0] is cast.outputs[0] else scaled.inputs[0]
@@ -181,11 +182,3 @@ def _read_weight(node: ir.Node, integers: ir.Value, row_scale: NDArray[np.float3
         return None
     weight = read_integers(integers, row_scale, name=str(node.name), group_axis=0, channel_axis=1)
     return None if weight is None or len(weight.shape) != 2 else weight
-
-
-def _sole_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    node = uses[0].node
-    return node if (node.domain, node.op_type) == ("", op_type) else None

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 
 Values = Mapping[str, NDArray[Any]]
 Float = NDArray[np.float64]

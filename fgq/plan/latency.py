@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fgq.converters.layers import Layer
 from fgq.converters.select import Choice
 from fgq.data.samples import Feed
+from fgq.graph.windows import read_window
 from fgq.kernels import Plane, Weight, prepare_conv2d, prepare_matmul
 from fgq.kernels.threads import default_threads
 from fgq.plan.options import Option
@@ -21,7 +22,6 @@ from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.weights import quantize_weight
 from fgq.recipes.pieces import Piece, Prefix
 from fgq.runtime.steps.products import channels_first
-from fgq.runtime.windows import read_window
 
 _RUNS = 7
 """The median of so many runs is taken, after one that does not count."""

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from fgq.config import Step
 from fgq.converters.layers import Layer
-from fgq.converters.rewriting import sole_consumer
-from fgq.format.container import constant
+from fgq.graph.queries import constant, sole_reader
 from fgq.quantization.weights import as_rows
 from fgq.recipes.moments import Collector, Float, Moments, Single
 from fgq.recipes.pieces import Piece, Prefix, Shelf
@@ -208,7 +207,7 @@ def _residual(layer: Layer, quantized: Prefix, exact: Prefix) -> tuple[str, str]
     that both networks have at hand.
     """
     value = layer.output
-    while (node := sole_consumer(value)) is not None and node.domain == "":
+    while (node := sole_reader(value)) is not None and node.domain == "":
         if node.op_type == "Add":
             other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
             if other is None or other is value:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from fgq.errors import DataError, OutputError, first_line
-from fgq.format.container import constant
 from fgq.graph import ort
 from fgq.graph.ort_values import needs_values, run_values
+from fgq.graph.queries import constant
 
 Values = dict[str, Any]
 """Arrays by name; a sequence is a list of arrays, an empty optional value None."""

@@ -7,13 +7,12 @@ channels innermost (one kernel position for matrices).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.layers import Layer
+from fgq.graph.windows import pads_of, spans
 
 Single = NDArray[np.float32]
 
@@ -81,7 +80,7 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
     kernel = layer.shape[2:]
     strides = attributes.get_ints("strides", [1, 1])
     dilations = attributes.get_ints("dilations", [1, 1])
-    reach = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    reach = spans(kernel, dilations)
     before, after = pads_of(layer.node, x.shape[2:], reach, strides)
     padded = np.pad(x.transpose(0, 2, 3, 1), ((0, 0), *zip(before, after, strict=True), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(1, 2))
@@ -93,27 +92,3 @@ def _patches(layer: Layer, x: Single, picked: NDArray[np.intp] | None) -> Single
     rows = windows[np.unravel_index(picked, (B, OH, OW))]  # (R, C, kh, kw)
     rows = rows.reshape(len(picked), groups, C // groups, *kernel).transpose(1, 0, 3, 4, 2)
     return np.ascontiguousarray(rows).reshape(groups, len(picked), C // groups * math.prod(kernel))
-
-
-def pads_of(
-    node: ir.Node, size: Sequence[int], reach: Sequence[int], strides: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Return how far the windows of a Conv or a pooling reach beyond the image, before and after.
-
-    Parameters
-    ----------
-    node : onnx_ir.Node
-    size, reach, strides : sequence of int, one for each spatial axis
-        Of the image, of a window with its dilation, and of its steps.
-    """
-    attributes = node.attributes
-    mode = attributes.get_string("auto_pad", "NOTSET")
-    if mode == "NOTSET":
-        pads = attributes.get_ints("pads", [0] * 4)
-        return list(pads[:2]), list(pads[2:])
-    if mode == "VALID":
-        return [0, 0], [0, 0]
-    total = [max((math.ceil(n / s) - 1) * s + r - n, 0) for n, s, r in zip(size, strides, reach, strict=True)]
-    small = [each // 2 for each in total]
-    large = [each - half for each, half in zip(total, small, strict=True)]
-    return (small, large) if mode == "SAME_UPPER" else (large, small)

@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant, is_unpack, read_weight
+from fgq.format.container import is_unpack, read_weight
+from fgq.graph.queries import constant, is_operator
+from fgq.graph.windows import may_crop
 from fgq.quantization.scheme import Quantizer
 from fgq.quantization.tensor import QuantizedTensor
-from fgq.runtime.quantizers import Requantization, is_operator, overflows, read_quantized, read_result
-from fgq.runtime.windows import may_crop
+from fgq.runtime.quantizers import Requantization, overflows, read_quantized, read_result
 
 Kind = Literal["conv", "gemm", "matmul", "matmul_left"]
 """What a layer computes; ``matmul_left`` has its weight on the left."""

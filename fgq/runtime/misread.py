@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from fgq.format.container import constant
-from fgq.runtime.quantizers import dequantized_by, is_operator, overflows
+from fgq.graph.queries import constant, is_operator
+from fgq.runtime.quantizers import dequantized_by, overflows
 
 
 def is_misread(node: ir.Node) -> bool:

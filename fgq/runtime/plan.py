@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from fgq.errors import ModelError
-from fgq.runtime.quantizers import is_operator
+from fgq.graph.queries import is_operator
 from fgq.runtime.steps.step import Step
 
 Makers = Mapping[ir.Value, Step]

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import ACTIVATION_BOUNDS, constant
+from fgq.format.container import ACTIVATION_BOUNDS
+from fgq.graph.queries import constant, is_operator, sole_use
 from fgq.quantization.scheme import Quantizer
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -55,11 +56,6 @@ class Requantization:
     lowest: int
     highest: int
     narrowed: bool = False
-
-
-def is_operator(node: ir.Node | None, *op_types: str) -> bool:
-    """Tell whether a node is one of some standard operators."""
-    return node is not None and node.domain == "" and node.op_type in op_types
 
 
 def overflows(node: ir.Node) -> bool:
@@ -161,7 +157,7 @@ def read_result(value: ir.Value) -> tuple[ir.Value, Requantization | None]:
     """
     bounds: list[tuple[float, float]] = []
     current = value
-    while (reader := sole_reader(current)) is not None:
+    while (reader := _next_operator(current)) is not None:
         if reader.op_type == "Relu":
             bounds.append((0.0, np.inf))
         elif reader.op_type == "Clip" and (limits := clip_limits(reader)) is not None:
@@ -198,14 +194,13 @@ def clip_limits(node: ir.Node) -> tuple[float, float] | None:
     return limits[0], limits[1]
 
 
-def sole_reader(value: ir.Value) -> ir.Node | None:
-    """Return the standard operator that alone reads a value, as its first input."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+def _next_operator(value: ir.Value) -> ir.Node | None:
+    """Return the standard operator of the same graph that alone reads a value, as its first input."""
+    use, producer = sole_use(value), value.producer()
+    if use is None or producer is None:
         return None
-    node, producer = uses[0].node, value.producer()
-    same = producer is not None and node.graph is producer.graph
-    return node if node.domain == "" and uses[0].idx == 0 and same else None
+    node, index = use
+    return node if node.domain == "" and index == 0 and node.graph is producer.graph else None
 
 
 def _absorb_clip(
@@ -216,7 +211,7 @@ def _absorb_clip(
         low, high = (_quantize(end, quantizer) for end in bound)
         lowest, highest = (min(max(end, low), high) for end in (lowest, highest))
     narrowed = (lowest, highest) != (0, quantizer.highest)
-    reader = sole_reader(value)
+    reader = _next_operator(value)
     if value.dtype != ir.DataType.INT8 and reader is not None and reader.op_type == "Clip":
         limits = clip_limits(reader)
         if limits is not None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from fgq.format.container import constant
-from fgq.runtime.quantizers import is_operator
+from fgq.graph.queries import constant, is_operator
 from fgq.runtime.steps.registry import Options, Scope, finders
 from fgq.runtime.steps.step import Step
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from fgq.errors import DataError, FgqError, ModelError, first_line
 from fgq.format import onnx_file
-from fgq.format.container import constant, is_unpack, unpacked
+from fgq.format.container import is_unpack, unpacked
 from fgq.graph import ort
 from fgq.graph.ort_values import needs_values, run_values
+from fgq.graph.queries import constant
 from fgq.runtime import operators
 from fgq.runtime.misread import is_misread
 from fgq.runtime.orders import Order

@@ -15,11 +15,11 @@ from fgq.converters.layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
 from fgq.format import container, onnx_file
-from fgq.format.container import SCALED_KEY, constant, read_weight
+from fgq.format.container import SCALED_KEY, read_weight
+from fgq.graph.queries import constant, is_operator
 from fgq.plan.document import Plan
 from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.tensor import QuantizedTensor
-from fgq.runtime.quantizers import is_operator
 from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant
 from fgq.recipes.pieces import Values
 from fgq.recipes.reconstruct.operators import OPERATORS
 from fgq.recipes.reconstruct.weights import TrainedVector, TrainedWeight

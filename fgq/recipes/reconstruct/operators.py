@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fgq.format.container import constant
-from fgq.recipes.reductions import pads_of
+from fgq.graph.queries import constant, is_read
+from fgq.graph.windows import pads_of, spans
 
 Inputs = Sequence[Tensor | None]
 Operator = Callable[[ir.Node, Inputs], Tensor]
@@ -45,7 +45,7 @@ def unsupported(node: ir.Node) -> str | None:
     kind = node.op_type
     if node.domain != "" or kind not in OPERATORS:
         return f"the operator {node.domain}::{kind}" if node.domain else f"the operator {kind}"
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if is_read(node.outputs[1:]):
         return f"the second output of {kind}"
     attributes = node.attributes
     if kind in ("MaxPool", "AveragePool"):
@@ -88,7 +88,7 @@ def _padded(node: ir.Node, image: Tensor, kernel: Sequence[int], fill: float) ->
     """Return an image with the margin that a node's windows reach into."""
     strides = node.attributes.get_ints("strides", [1, 1])
     dilations = node.attributes.get_ints("dilations", [1, 1])
-    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    reach = spans(kernel, dilations)
     before, after = pads_of(node, image.shape[2:], reach, strides)
     if not any(chain(before, after)):
         return image

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fgq.errors import ModelError
+from fgq.graph.windows import padding, spans
 from fgq.runtime.operators.operator import Array
 
 
@@ -62,25 +63,16 @@ class Sliding:
             raise ModelError(
                 f"found a kernel {list(kernel)} or attributes that do not fit an image {list(image)}"
             )
-        spans = [(taps - 1) * distance + 1 for taps, distance in zip(kernel, distances, strict=True)]
-        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            made = [-(-size // step) for size, step in zip(image, steps, strict=True)]
-            total = [
-                max((count - 1) * step + span - size, 0)
-                for count, step, span, size in zip(made, steps, spans, image, strict=True)
-            ]
-            small, large = [amount // 2 for amount in total], [amount - amount // 2 for amount in total]
-            before, after = (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-        elif auto_pad in ("NOTSET", "VALID"):
-            ends = ends if auto_pad == "NOTSET" else (0,) * (2 * rank)
-            before, after = list(ends[:rank]), list(ends[rank:])
-            made = [
-                _count(size, first, last, span, step, ceil_mode)
-                for size, first, last, span, step in zip(image, before, after, spans, steps, strict=True)
-            ]
+        reach = spans(kernel, distances)
+        before, after = padding(auto_pad, ends, image, reach, steps)
+        if auto_pad.startswith("SAME"):
+            sizes = [-(-size // step) for size, step in zip(image, steps, strict=True)]
         else:
-            raise ModelError(f"auto_pad: found {auto_pad!r}, wanted NOTSET, VALID, SAME_UPPER or SAME_LOWER")
-        every = (image, kernel, steps, distances, before, after, made)
+            sizes = [
+                _count(size, first, last, span, step, ceil_mode)
+                for size, first, last, span, step in zip(image, before, after, reach, steps, strict=True)
+            ]
+        every = (image, kernel, steps, distances, before, after, sizes)
         names = ("image", "kernel", "strides", "dilations", "before", "after", "sizes")
         return cls(**{name: tuple(map(int, values)) for name, values in zip(names, every, strict=True)})
 

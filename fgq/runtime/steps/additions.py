@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant, is_operator, sole_reader, sole_use
 from fgq.runtime.layers import IntegerLayer
-from fgq.runtime.quantizers import Quantized, Requantization, is_operator
+from fgq.runtime.quantizers import Quantized, Requantization
 from fgq.runtime.steps.arithmetic import BinaryStep
 
 
@@ -113,21 +113,17 @@ def real_end(product: ir.Value, row_scale: NDArray[np.float32]) -> RealEnd | Non
 
 def _added(value: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """Return the sum of a value and the other operand, where an Add alone reads the value."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
+    use, producer = sole_use(value), value.producer()
+    if use is None or producer is None:
         return None
-    node, index = uses[0].node, uses[0].idx
+    node, index = use
     other = node.inputs[1 - index] if is_operator(node, "Add") else None
-    producer = value.producer()
-    if other is None or other is value or producer is None or node.graph is not producer.graph:
+    if other is None or node.graph is not producer.graph:
         return None
     return node.outputs[0], other
 
 
 def _read_once(value: ir.Value) -> bool:
     """Tell whether one operator alone reads an integer value, through one DequantizeLinear."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return False
-    (real,) = uses[0].node.outputs
-    return len(list(real.uses())) == 1 and not real.is_graph_output()
+    dequantize = sole_reader(value)
+    return dequantize is not None and sole_use(dequantize.outputs[0]) is not None

@@ -8,17 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.graph.queries import is_operator
 from fgq.kernels.operators.elementwise import Add, Multiply
 from fgq.quantization.scheme import Quantizer
 from fgq.runtime.orders import Order
-from fgq.runtime.quantizers import (
-    Quantized,
-    Requantization,
-    is_operator,
-    overflows,
-    read_quantized,
-    read_result,
-)
+from fgq.runtime.quantizers import Quantized, Requantization, overflows, read_quantized, read_result
 from fgq.runtime.steps.registry import operator
 from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast
 

@@ -10,10 +10,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import DataError
+from fgq.graph.queries import is_operator
 from fgq.kernels.operators.concat import Concat
 from fgq.kernels.operators.lookup import requantization_table
 from fgq.runtime.orders import Order, place_of
-from fgq.runtime.quantizers import Quantized, Requantization, is_operator, read_quantized, read_result
+from fgq.runtime.quantizers import Quantized, Requantization, read_quantized, read_result
 from fgq.runtime.steps.registry import operator
 from fgq.runtime.steps.step import Array, Call, Orders, Step
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant, is_operator, is_read, sole_reader, sole_use
 from fgq.kernels.operators.transformer import Gelu, LayerNorm, Softmax
 from fgq.kernels.products.driver import aligned
 from fgq.runtime.orders import Order
-from fgq.runtime.quantizers import Requantization, is_operator, read_result
+from fgq.runtime.quantizers import Requantization, read_result
 from fgq.runtime.steps.registry import Scope, Turn, finder
 from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast
 
@@ -174,7 +174,7 @@ def read_layer_norm(node: ir.Node) -> LayerNormStep | None:
         return None
     if len(node.inputs) > 2 and node.inputs[2] is not None and (bias is None or bias.shape != weight.shape):
         return None
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+    if is_read(node.outputs[1:]):
         return None
     return LayerNormStep(node, weight, np.zeros_like(weight) if bias is None else bias)
 
@@ -224,9 +224,7 @@ def read_softmax(node: ir.Node, opset: int) -> SoftmaxStep | None:
 def _only(value: ir.Value, *op_types: str) -> ir.Node | None:
     """Return the operator of one of these types that makes a value which nothing else reads."""
     node = value.producer()
-    if node is None or not is_operator(node, *op_types) or value.is_graph_output():
-        return None
-    return node if len(list(value.uses())) == 1 else None
+    return node if is_operator(node, *op_types) and sole_use(value) is not None else None
 
 
 def _gelu_around(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
@@ -236,17 +234,17 @@ def _gelu_around(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
         return None
     source, factor = inner.inputs[0], _number(inner.inputs[1])
     wanted = math.sqrt(2) if inner.op_type == "Div" else math.sqrt(0.5)
-    plus = _reader(erf.outputs[0], "Add")
+    plus = sole_reader(erf.outputs[0], "Add")
     if source is None or factor is None or plus is None or abs(factor - wanted) > 1e-6:
         return None
     if _other_number(plus, erf.outputs[0]) != 1.0:
         return None
-    times = _reader(plus.outputs[0], "Mul")
+    times = sole_reader(plus.outputs[0], "Mul")
     if times is None:
         return None
     other = _other(times, plus.outputs[0])
     if other is source:  # x * (1 + erf) * 0.5
-        half = _reader(times.outputs[0], "Mul")
+        half = sole_reader(times.outputs[0], "Mul")
         if half is not None and _other_number(half, times.outputs[0]) == 0.5:
             return source, half.outputs[0]
     elif other is not None:  # (0.5 * x) * (1 + erf)
@@ -255,17 +253,10 @@ def _gelu_around(erf: ir.Node) -> tuple[ir.Value, ir.Value] | None:
             if _other_number(half, source) == 0.5:
                 return source, times.outputs[0]
     elif _other_number(times, plus.outputs[0]) == 0.5:  # x * (0.5 * (1 + erf))
-        last = _reader(times.outputs[0], "Mul")
+        last = sole_reader(times.outputs[0], "Mul")
         if last is not None and _other(last, times.outputs[0]) is source:
             return source, last.outputs[0]
     return None
-
-
-def _reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output():
-        return None
-    return uses[0].node if is_operator(uses[0].node, op_type) else None
 
 
 def _other(node: ir.Node, value: ir.Value) -> ir.Value | None:

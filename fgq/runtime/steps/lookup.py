@@ -13,12 +13,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
 from fgq.graph import ort
+from fgq.graph.queries import constant, is_operator
 from fgq.kernels.operators.lookup import Lookup
 from fgq.runtime.misread import is_misread
 from fgq.runtime.orders import Order
-from fgq.runtime.quantizers import is_operator, read_clipped, read_quantized
+from fgq.runtime.quantizers import read_clipped, read_quantized
 from fgq.runtime.steps.step import Array, Call, Orders, Step
 
 POINTWISE = frozenset(

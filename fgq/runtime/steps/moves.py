@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.format.container import constant
+from fgq.graph.queries import constant, is_operator
 from fgq.runtime.orders import Order, after_transpose, between
-from fgq.runtime.quantizers import is_operator, read_quantized, read_result
+from fgq.runtime.quantizers import read_quantized, read_result
 from fgq.runtime.steps.registry import operator
 from fgq.runtime.steps.step import Array, Call, Orders, Step, check_rank
 

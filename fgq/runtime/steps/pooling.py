@@ -11,20 +11,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.errors import DataError
+from fgq.graph.queries import is_operator
+from fgq.graph.windows import may_crop, read_window
 from fgq.kernels import Window
 from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
-from fgq.runtime.quantizers import (
-    Quantized,
-    Requantization,
-    is_operator,
-    overflows,
-    read_quantized,
-    read_result,
-)
+from fgq.runtime.quantizers import Quantized, Requantization, overflows, read_quantized, read_result
 from fgq.runtime.steps.registry import operator
 from fgq.runtime.steps.step import Array, Call, Orders, Step
-from fgq.runtime.windows import may_crop, read_window
 
 _IMAGE = channels_last(4)
 

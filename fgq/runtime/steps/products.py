@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.errors import DataError, FgqError
+from fgq.graph.windows import read_window
 from fgq.kernels import Plane, Weight, Window
 from fgq.kernels.operators.elementwise import Add
 from fgq.kernels.products.dispatch import MOST_ADDED, Memory, Wish
@@ -24,7 +25,6 @@ from fgq.runtime.steps.additions import RealEnd, Residual, real_end, residuals
 from fgq.runtime.steps.arithmetic import bind_binary, read_binary
 from fgq.runtime.steps.registry import Scope, Turn, finder
 from fgq.runtime.steps.step import Array, Call, Orders, Step, broadcast, check_rank
-from fgq.runtime.windows import read_window
 
 IMAGE = channels_last(4)
 """How a convolution's activations lie."""

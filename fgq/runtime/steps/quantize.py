@@ -10,10 +10,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fgq.graph.queries import is_operator
 from fgq.kernels.boundary import check
 from fgq.kernels.operators.activations import Quantize
 from fgq.runtime.orders import Order, channels_last
-from fgq.runtime.quantizers import Requantization, is_operator, read_clipped, read_quantized
+from fgq.runtime.quantizers import Requantization, read_clipped, read_quantized
 from fgq.runtime.steps.lookup import read_lookup
 from fgq.runtime.steps.registry import Scope, Turn, finder
 from fgq.runtime.steps.step import Array, Call, Orders, Step, TakeInput, check_rank

@@ -10,15 +10,10 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from fgq.errors import ModelError
-from fgq.format.container import (
-    PACKED,
-    constant,
-    is_unpack,
-    read_weight,
-    unpacked,
-)
+from fgq.format.container import PACKED, is_unpack, read_weight, unpacked
 from fgq.format.functions import LEAST_OPSET, UNPACK, function, recognise
 from fgq.format.packing import pack_codes, table
+from fgq.graph.queries import constant
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.quantization.weights import quantize_weight
 

@@ -5,7 +5,8 @@ import onnx_ir as ir
 import pytest
 
 from fgq import Session
-from fgq.runtime.quantizers import is_operator, overflows, read_quantized, read_result
+from fgq.graph.queries import is_operator
+from fgq.runtime.quantizers import overflows, read_quantized, read_result
 from fgq.runtime.recognise import find_steps
 from fgq.runtime.steps import registry
 from fgq.runtime.steps.registry import Options, Turn, finder, operator
