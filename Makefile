@@ -46,6 +46,7 @@ fuzz: .venv/fuzz
 lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python tools/unused.py
 
 # The mapped folders are visible to mypy and import-linter only as an installed package.
 types: .venv/dev
@@ -70,7 +71,7 @@ accuracy: .venv/dev
 bench: .venv/bench
 	@mkdir -p build
 	$(BIN)/fgq bench kernels --json build/bench.json
-	$(BIN)/python -P -m fgq.eval.bench.document build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
+	$(BIN)/python -P -m fgq.eval.bench.kernel_report build/bench.json --out docs/benchmarks.md --plot docs/roofline.svg
 	$(BIN)/fgq bench model --json build/models.json
 	$(BIN)/python -P -m fgq.eval.bench.model_report build/models.json --out docs/benchmarks-models.md
 

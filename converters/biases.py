@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.converters.rewriting import Names, add_initializer
 from fgq.graph.queries import constant, sole_reader
 

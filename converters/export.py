@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike, NDArray
 
 from fgq.config import ExportForm
-from fgq.converters.dynamic import drop_dynamic
+from fgq.converters.dynamic_products import drop_dynamic
 from fgq.converters.quantized_graph import finish
 from fgq.converters.rewriting import Names, add_initializer, redirect, take_name
 from fgq.errors import ModelError

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from onnx_ir.passes import common
 
 from fgq.config import Form
-from fgq.converters.dynamic import transposed, write_product
-from fgq.converters.layers import Layer
+from fgq.converters.dynamic_products import transposed, write_product
+from fgq.converters.float_layers import Layer
 from fgq.converters.rewriting import Names, add_initializer
 from fgq.converters.sites import Site
 from fgq.format.container import ACTIVATION_BOUNDS, PACKED
@@ -67,7 +67,7 @@ def write_weights(
         How the weights are written.
     dynamic : mapping of onnx_ir.Value to onnx_ir.Node
         Of the activations whose ranges are found at run time, what quantizes them
-        (`fgq.converters.dynamic.quantize_inputs`).
+        (`fgq.converters.dynamic_products.quantize_inputs`).
     """
     names = Names(model.graph)
     for entry in layers:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Misfit
-from fgq.converters.layers import FloatNode, Layer
+from fgq.converters.float_layers import FloatNode, Layer
 from fgq.converters.own import is_quantized, own_scale
 from fgq.errors import ConfigError
 from fgq.graph.queries import constant
@@ -60,7 +60,7 @@ def choose_schemes(
     model : onnx_ir.Model
         The prepared model in which `found` was found.
     found : sequence of Layer or FloatNode
-        What `fgq.converters.layers.find_layers` returned.
+        What `fgq.converters.float_layers.find_layers` returned.
     config : ConversionConfig
 
     Raises

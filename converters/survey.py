@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from fgq.config import ConversionConfig, Form
 from fgq.converters.compatibility import minimum_onnxruntime
-from fgq.converters.layers import WEIGHTED, FloatNode, Layer, find_layers, products_of_sum
+from fgq.converters.float_layers import WEIGHTED, FloatNode, Layer, find_layers, products_of_sum
 from fgq.converters.passes import prepare
 from fgq.converters.reader import Source, read_float_model
 from fgq.converters.select import Choice, choose_schemes

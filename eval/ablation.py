@@ -22,14 +22,16 @@ from rich.console import Console
 from fgq.config import ConversionConfig, Recipe, Step
 from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Feed, as_batches, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import input_specs
+from fgq.data.sources import as_batches
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
 from fgq.eval.command import run_command
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, FEED, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx

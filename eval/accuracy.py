@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.data.samples import InputSpec, Samples, as_batches
+from fgq.data.inputs import InputSpec
+from fgq.data.samples import Samples
+from fgq.data.sources import as_batches
 from fgq.errors import DataError, first_line
 from fgq.quantization.statistics import Estimate, paired_bootstrap, wilson_interval
 
@@ -69,7 +71,7 @@ def top1(
     progress : callable, optional
         Called as ``progress(name, done, total)``.
     inputs : sequence of InputSpec
-        The inputs of the models (`fgq.data.samples.input_specs`), where their batch size may be fixed.
+        The inputs of the models (`fgq.data.inputs.input_specs`), where their batch size may be fixed.
 
     Returns
     -------

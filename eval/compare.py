@@ -16,7 +16,8 @@ from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Source, as_batches, input_specs
+from fgq.data.inputs import input_specs
+from fgq.data.sources import Source, as_batches
 from fgq.errors import ModelError, first_line
 from fgq.format import container, onnx_file
 from fgq.format.container import SCALED_KEY
@@ -92,7 +93,7 @@ def compare(
     ----------
     float_model, converted : path-like
     source : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds
-        Data that fit the float model (`fgq.data.samples.as_batches`).
+        Data that fit the float model (`fgq.data.sources.as_batches`).
     progress : callable, optional
         Called with the number of samples done.
 

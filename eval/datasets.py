@@ -9,7 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.data.samples import LABELS, Samples, Source, as_samples, input_specs, load_samples
+from fgq.data.array_checks import LABELS
+from fgq.data.inputs import input_specs
+from fgq.data.sample_files import load_samples
+from fgq.data.samples import Samples, as_samples
+from fgq.data.sources import Source
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.format import onnx_file
@@ -36,8 +40,8 @@ def open_dataset(data: str, model: str | os.PathLike[str], split: Split) -> Samp
     ----------
     data : str
         ``characters``, ``docstrings`` (texts for an encoder, without labels), an ``.npz`` file, or a folder
-        of ``.npz`` files or images (`fgq.data.samples.load_samples`). A file or folder is taken before a data
-        set of that name.
+        of ``.npz`` files or images (`fgq.data.sample_files.load_samples`). A file or folder is taken before
+        a data set of that name.
     model : path-like
         The model that will read the data.
     split : "calibration" or "test"

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fgq.converters.self_check import onnxruntime_session
 from fgq.converters.survey import model_bytes
-from fgq.data.samples import input_specs
+from fgq.data.inputs import input_specs
 from fgq.errors import DataError, FgqError, first_line
 from fgq.eval.accuracy import top1
 from fgq.eval.datasets import DOCSTRINGS, open_dataset
 from fgq.format import onnx_file
 from fgq.quantization.statistics import Estimate
 from fgq.runtime import Session
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

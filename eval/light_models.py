@@ -5,7 +5,6 @@ version 3, every weight also a graph input) whose weights were replaced by Const
 small. Here the weights are tensors again, as in the files that were published then.
 """
 
-from collections.abc import Iterator
 from math import prod, sqrt
 from pathlib import Path
 
@@ -32,12 +31,6 @@ LIGHT_MODELS = (
 
 LOGIT_DEVIATION = 2.0
 """Standard deviation of the logits: probabilities spread, and none is far above all others."""
-
-
-def light_models(seed: int = 0) -> Iterator[tuple[str, onnx.ModelProto]]:
-    """Yield each name of `LIGHT_MODELS` with its `light_model`, one at a time."""
-    for name in LIGHT_MODELS:
-        yield name, light_model(name, seed)
 
 
 def light_model(name: str, seed: int = 0) -> onnx.ModelProto:

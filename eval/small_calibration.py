@@ -26,7 +26,7 @@ from fgq.eval import characters
 from fgq.eval.command import run_command
 from fgq.eval.compare import LayerError, compare
 from fgq.eval.datasets import CHARACTERS, open_dataset
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.eval.topologies import SMALL, TOPOLOGIES
 
 COUNTS = (1, 2, 3, 5)

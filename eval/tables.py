@@ -5,14 +5,14 @@
     python -m fgq.eval.characters.render --split test --count 50000 --out test50000.npz
     python -m fgq.eval.tables --out docs/accuracy.md --images test50000.npz
 
-Its tables are replaced (`fgq.eval.document`). MiniLM needs the extra ``text``, and the recipe
+Its tables are replaced (`fgq.eval.markdown`). MiniLM needs the extra ``text``, and the recipe
 ``reconstruct`` the extra ``train``.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,14 +27,16 @@ from fgq.config import Activations, ConversionConfig, Recipe
 from fgq.conversion.pipeline import convert_file
 from fgq.converters.self_check import onnxruntime_session
 from fgq.converters.survey import inspect
-from fgq.data.samples import LABELS, Samples, as_samples, input_specs
+from fgq.data.array_checks import LABELS
+from fgq.data.inputs import input_specs
+from fgq.data.samples import Samples, as_samples
 from fgq.errors import DataError
 from fgq.eval import characters
 from fgq.eval.accuracy import top1
 from fgq.eval.command import run_command
 from fgq.eval.datasets import CHARACTERS, DOCSTRINGS, calibration_data, open_dataset
 from fgq.eval.docstrings import docstring_pairs
-from fgq.eval.document import check_places, markdown_table, rewrite
+from fgq.eval.markdown import check_places, markdown_table, rewrite
 from fgq.eval.minilm import export_minilm
 from fgq.eval.retrieval import evaluate
 from fgq.eval.torch_export import save_onnx
@@ -42,9 +44,8 @@ from fgq.format import onnx_file
 from fgq.quantization.scheme import Codes
 from fgq.report import Report
 from fgq.runtime import Session
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
-
-Progress = Callable[[str, int, int | None], None]
 
 
 def _config(

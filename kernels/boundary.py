@@ -57,3 +57,25 @@ def ready(array: NDArray[Any]) -> NDArray[Any]:
     array : ndarray
     """
     return array if array.flags.carray else np.require(array, requirements=["C", "A", "W"])
+
+
+def check_range(lowest: int, highest: int, zero_point: int) -> None:
+    """Refuse a range or a zero point that bytes cannot hold.
+
+    Parameters
+    ----------
+    lowest, highest : int
+        Range of the activations, both ends included.
+    zero_point : int
+        The activation that means 0.0; it may lie outside the range.
+
+    Raises
+    ------
+    KernelError
+        If one of them is not in 0..255, or `lowest` is above `highest`.
+    """
+    if not (0 <= lowest <= highest <= 255 and 0 <= zero_point <= 255):
+        raise KernelError(
+            f"activations: found range {lowest}..{highest} and zero point {zero_point}, wanted them in "
+            "0..255, and no empty range"
+        )

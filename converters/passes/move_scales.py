@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.rewriting import Names, add_initializer
 from fgq.errors import ModelError
 from fgq.format.container import SCALED_KEY

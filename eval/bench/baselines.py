@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from fgq.eval.bench import models
-from fgq.eval.bench.layers import DrawnLayer
+from fgq.eval.bench.drawn_layers import DrawnLayer
 from fgq.eval.bench.shapes import Conv
 from fgq.support.temporary import temporary_folder
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq.config import ConversionConfig
-from fgq.conversion.pipeline import Progress, convert_file
+from fgq.conversion.pipeline import convert_file
 from fgq.kernels.threads import default_threads
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
 
 CHANNELS, HIDDEN, HEADS, TOKENS = 768, 3072, 12, 64

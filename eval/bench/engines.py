@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.data import npz
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import ModelError
 
 Run = Callable[[Feed], list[NDArray[Any]]]

@@ -16,12 +16,11 @@ import numpy as np
 from fgq.errors import KernelError
 from fgq.eval.bench import ceilings
 from fgq.eval.bench.baselines import prepare_baselines
-from fgq.eval.bench.layers import Contender, DrawnLayer, draw_layer, prepare
+from fgq.eval.bench.drawn_layers import Contender, DrawnLayer, draw_layer, prepare
 from fgq.eval.bench.shapes import GEMM, LLM, RESNET50, Shape
 from fgq.eval.bench.timing import Timing, time_alternating
 from fgq.kernels.simd.isa import available, machine_features
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 WISHES = (
     ("multiplication-free", "compact"),

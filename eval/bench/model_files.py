@@ -11,14 +11,19 @@ import onnx_ir as ir
 
 from fgq.config import ConversionConfig, ExportForm, Recipe
 from fgq.conversion.files import export_file
-from fgq.conversion.pipeline import CALIBRATION_BATCH, Progress, convert_file
-from fgq.data.samples import Feed, InputSpec, Samples, as_batches, as_samples, input_specs
+from fgq.conversion.pipeline import convert_file
+from fgq.conversion.prepared import CALIBRATION_BATCH
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples, as_samples
+from fgq.data.sources import as_batches
 from fgq.errors import ConfigError, DataError, FgqError, first_line
 from fgq.eval import characters
 from fgq.eval.datasets import CHARACTERS, open_dataset
 from fgq.format import onnx_file
 from fgq.format.container import FORM_KEY
 from fgq.graph import ort
+from fgq.support.progress import Progress
 
 FLOAT, INT8, DYNAMIC = "float", "int8", "dynamic int8"
 """Forms of a model: as it was; statically and dynamically quantized by onnxruntime."""

@@ -27,7 +27,7 @@ from fgq.eval.bench.model_files import BUILT_IN
 from fgq.eval.bench.report import DISTURBED, Table
 from fgq.eval.bench.whole_models import Result, Row
 from fgq.eval.command import run_command
-from fgq.eval.document import markdown_table, rewrite
+from fgq.eval.markdown import markdown_table, rewrite
 from fgq.support.schema import LARGEST_JSON, read_text
 
 _BASELINES = (FLOAT, INT8, DYNAMIC, OPENVINO)

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from fgq.eval.bench.layers import DrawnLayer
+from fgq.eval.bench.drawn_layers import DrawnLayer
 from fgq.eval.bench.shapes import Conv
 
 _OPSET, _IR_VERSION = 17, 8

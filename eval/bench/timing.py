@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,15 +68,33 @@ class OthersLoad:
         return (now - self._before) / (time.perf_counter() - self._began)
 
 
-def time_alternating(
+def time_alternating(functions: Mapping[str, Callable[[], object]], **options: Any) -> dict[str, Timing]:
+    """Time functions in turns and take the median of their calls.
+
+    Parameters
+    ----------
+    functions, options
+        As for `times_in_turns`.
+
+    Returns
+    -------
+    dict of str to Timing
+        In the order of `functions`.
+    """
+    times, busy = times_in_turns(functions, **options)
+    return {name: Timing(float(np.median(taken)), busy) for name, taken in times.items()}
+
+
+def times_in_turns(
     functions: Mapping[str, Callable[[], object]],
     *,
     sittings: int = 3,
     retries: int = 4,
     seconds: float = 0.5,
     spinning: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
     load: Callable[[], OthersLoad] = OthersLoad,
-) -> dict[str, Timing]:
+) -> tuple[dict[str, list[float]], bool | None]:
     """Time functions in turns, so that whatever slows the machine slows them all.
 
     A turn is some calls in a row after one that is not counted, so that a function finds its own data in
@@ -94,19 +113,24 @@ def time_alternating(
         Length of a sitting at least; it holds two rounds at least.
     spinning : bool
         Whether functions leave threads that spin for a while, which is then waited for.
+    progress : callable
+        Called as ``progress(done, total)`` with the undisturbed sittings.
     load : callable
         Begins to count the processor time of others.
 
     Returns
     -------
-    dict of str to Timing
-        In the order of `functions`.
+    dict of str to list of float
+        The seconds of all calls that count, in the order of `functions`.
+    bool or None
+        Whether other processes were at work meanwhile; None where the system does not tell.
     """
     calls = {name: _calls_in_a_turn(function) for name, function in functions.items()}
     quiet: list[dict[str, list[float]]] = []
     disturbed: list[dict[str, list[float]]] = []
     known, rng = True, np.random.default_rng(0)
     while len(quiet) < sittings and len(disturbed) <= retries:
+        progress(len(quiet), sittings)
         others, times, rounds = load(), {name: list[float]() for name in functions}, 0
         began = time.perf_counter()
         while rounds < 2 or time.perf_counter() - began < seconds:
@@ -120,10 +144,8 @@ def time_alternating(
         (disturbed if processors is not None and processors > BUSY_SHARE else quiet).append(times)
     busy = len(quiet) < sittings
     counted = [*quiet, *disturbed] if busy else quiet
-    return {
-        name: Timing(float(np.median([t for times in counted for t in times[name]])), busy if known else None)
-        for name in functions
-    }
+    all_times = {name: [taken for times in counted for taken in times[name]] for name in functions}
+    return all_times, busy if known else None
 
 
 def _turn(function: Callable[[], object], calls: int) -> list[float]:

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.conversion.pipeline import Progress
 from fgq.converters.survey import model_bytes
 from fgq.data import npz
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import ConfigError, KernelError, first_line
 from fgq.eval.bench.engines import Engine, Footprint, Run, Runtime, load, measure_footprint
 from fgq.eval.bench.kernels import WISHES, machine
 from fgq.eval.bench.model_files import FLOAT, INT8, Forms, Subject, fix_shapes, make_forms, open_subject
 from fgq.eval.bench.model_timing import Latency, measure_latencies
 from fgq.format import onnx_file
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
 
 GROUP_SIZE = 64

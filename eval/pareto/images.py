@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.conversion.pipeline import Progress
 from fgq.errors import DataError
 from fgq.format import onnx_file
+from fgq.support.progress import Progress
 
 
 def render(folder: Path, count: int, progress: Progress) -> None:

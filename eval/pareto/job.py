@@ -16,7 +16,9 @@ from torch import nn
 
 from fgq.config import ConversionConfig
 from fgq.converters.survey import inspect
-from fgq.data.samples import LABELS, as_samples, input_specs
+from fgq.data.array_checks import LABELS
+from fgq.data.inputs import input_specs
+from fgq.data.samples import as_samples
 from fgq.eval.accuracy import top1
 from fgq.eval.characters import load
 from fgq.eval.characters.export import export as export_float

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fgq.conversion.pipeline import Progress
 from fgq.eval.bench.engines import Engine, Runtime, load
 from fgq.eval.bench.model_files import fix_shapes
 from fgq.eval.bench.model_timing import measure_latencies
 from fgq.eval.characters import load as load_images
 from fgq.eval.pareto.points import FLOAT
 from fgq.eval.study.kept import keep, read_kept
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
 
 if TYPE_CHECKING:

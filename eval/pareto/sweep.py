@@ -8,11 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fgq.conversion.pipeline import Progress
 from fgq.errors import ConfigError, OutputError
 from fgq.eval.pareto.images import render
 from fgq.eval.pareto.points import Plan
 from fgq.eval.torch_export import require
+from fgq.support.progress import Progress
 
 if TYPE_CHECKING:
     from fgq.eval.pareto.job import Job, Result

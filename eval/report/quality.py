@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Samples, as_batches, input_specs
+from fgq.data.inputs import input_specs
+from fgq.data.samples import Samples
+from fgq.data.sources import as_batches
 from fgq.errors import DataError, first_line
 from fgq.eval.accuracy import BATCH
 from fgq.eval.datasets import DOCSTRINGS
 from fgq.eval.evaluation import evaluate
 from fgq.format import onnx_file
 from fgq.quantization.statistics import Estimate, bootstrap_interval, wilson_interval
-
-Progress = Callable[[str, int, int | None], None]
+from fgq.support.progress import Progress
 
 SHARES = {"top1", "agreement"}
 """The measures that are shares of samples; all others are means."""

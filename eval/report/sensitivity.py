@@ -19,9 +19,9 @@ from onnxruntime import InferenceSession
 from fgq.converters.biases import find_bias
 from fgq.converters.original import Original
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import DataError, ModelError, first_line
-from fgq.eval.report.layers import QuantizedLayer
+from fgq.eval.report.layer_rows import QuantizedLayer
 from fgq.format.outputs import relative_error
 from fgq.graph.queries import constant
 from fgq.recipes.pieces import Piece, Prefix, Replacement, Values

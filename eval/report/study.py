@@ -16,7 +16,10 @@ from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.converters.survey import model_bytes
 from fgq.data.calibration import observe
-from fgq.data.samples import Feed, InputSpec, Samples, as_batches, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples
+from fgq.data.sources import as_batches
 from fgq.eval.compare import BATCH, compare
 from fgq.eval.datasets import open_dataset
 from fgq.eval.report.histograms import (
@@ -25,15 +28,16 @@ from fgq.eval.report.histograms import (
     activation_histogram,
     weight_histogram,
 )
-from fgq.eval.report.layers import QuantizedLayer, ReportedLayer, pair_layers
+from fgq.eval.report.layer_rows import QuantizedLayer, ReportedLayer, pair_layers
 from fgq.eval.report.provenance import Provenance, provenance
-from fgq.eval.report.quality import Progress, Quality, measure_quality
+from fgq.eval.report.quality import Quality, measure_quality
 from fgq.eval.report.sensitivity import Sensitivity
 from fgq.format import container, onnx_file
 from fgq.plan.options import memory_bits
 from fgq.quantization.mmse import StreamingHistogram
 from fgq.quantization.scheme import WeightScheme
 from fgq.report import LayerReport, Report
+from fgq.support.progress import Progress
 
 FLOAT_BITS = 32.0
 

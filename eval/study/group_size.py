@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fgq.config import Activations, ConversionConfig, Recipe
-from fgq.conversion.pipeline import Progress, convert_file
+from fgq.conversion.pipeline import convert_file
 from fgq.converters.survey import model_bytes
 from fgq.errors import ConfigError, OutputError
 from fgq.eval.datasets import calibration_data, open_dataset
@@ -22,6 +22,7 @@ from fgq.eval.study.latency import ENGINES, FLOAT, kept_times
 from fgq.eval.study.plot import draw_group_size
 from fgq.eval.study.rows import Costs, Qualities, Quality, Row, Study, write_csv
 from fgq.format import onnx_file
+from fgq.support.progress import Progress
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """The group sizes that are tried where none are asked for."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from fgq.conversion.pipeline import Progress
 from fgq.errors import KernelError
 from fgq.eval.bench.engines import Engine, Runtime, load
 from fgq.eval.bench.model_files import Subject, fix_shapes
 from fgq.eval.bench.model_timing import measure_latencies
 from fgq.eval.datasets import open_dataset
 from fgq.eval.study.kept import digest, keep, read_kept
+from fgq.support.progress import Progress
 from fgq.support.temporary import temporary_folder
 
 ONNXRUNTIME = "onnxruntime"

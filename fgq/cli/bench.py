@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fgq.cli.options import recipe_option
 from fgq.config import ConversionConfig, Recipe
 from fgq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fgq.eval.bench.whole_models import Trial
 
 bench = typer.Typer(no_args_is_help=True, help="Measure speed beside other engines and the machine's limits.")
 
@@ -136,13 +141,7 @@ def bench_model(
     from fgq.eval.bench import model_report, whole_models
     from fgq.format import onnx_file
 
-    plan = whole_models.FULL_PLAN
-    if model is not None:
-        sizes = {"batches": batch, "threads": threads, "group_sizes": group_size}
-        given: dict[str, Any] = {name: tuple(dict.fromkeys(found)) for name, found in sizes.items() if found}
-        plan = (whole_models.Trial(model=model, data=calibration, **given),)
-    elif calibration or group_size or batch or threads:
-        raise ConfigError("model: found none, wanted one for these options; without any all is measured")
+    plan = _trials(model, calibration, batches=batch, threads=threads, group_sizes=group_size)
     with nullcontext() if json is None else onnx_file.staged(json) as path:
         with display.progress_bar() as advance:
             result = whole_models.bench_models(plan, advance, quick=quick)
@@ -154,6 +153,18 @@ def bench_model(
         display.out.print(display.simple_table(*table, right=right))
 
 
+def _trials(model: str | None, data: str | None, **sizes: list[int] | None) -> Sequence[Trial]:
+    """Return what is to be timed: a model with these options, or all that the project promises."""
+    from fgq.eval.bench import whole_models
+
+    given: dict[str, Any] = {name: tuple(dict.fromkeys(each)) for name, each in sizes.items() if each}
+    if model is not None:
+        return [whole_models.Trial(model=model, data=data, **given)]
+    if data or given:
+        raise ConfigError("model: found none, wanted one for these options; without any all is measured")
+    return whole_models.FULL_PLAN
+
+
 @bench.command("conversion")
 def bench_conversion(
     layers: Annotated[
@@ -161,7 +172,7 @@ def bench_conversion(
     ] = 12,
     samples: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Texts to calibrate on.")] = 256,
     group_size: Annotated[int, typer.Option(metavar="N", min=1, help="Weights that share one scale.")] = 64,
-    recipe: Annotated[Recipe, typer.Option(help="How weights become integers.")] = Recipe.CALIBRATED,
+    recipe: Annotated[Recipe, recipe_option("How weights become integers.")] = Recipe.CALIBRATED,
     json: Annotated[bool, typer.Option("--json", help="Print JSON alone.")] = False,
 ) -> None:
     """Time the conversion of a transformer encoder of random weights, and measure its memory.

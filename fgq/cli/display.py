@@ -22,11 +22,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from fgq.conversion.pipeline import Progress as Callback
 from fgq.converters.compatibility import ADVISED
 from fgq.errors import printable
 from fgq.report import LayerReport, Report
 from fgq.support import stopping
+from fgq.support.progress import Progress as Callback
 
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 """Results; where they are piped, lines are as long as tables need."""

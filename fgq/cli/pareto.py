@@ -3,46 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from fgq.cli.options import expands_groups
 from fgq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fgq.eval.pareto.points import Plan
 
 T = TypeVar("T", int, float)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Which networks are trained."""
+
+    widths: Annotated[
+        str, typer.Option(metavar="W,W,...", help="Widths of networks of the bundled depth.")
+    ] = "0.25,0.5,1,2"
+    depths: Annotated[
+        str,
+        typer.Option(metavar="D,D,...", help="Further bottlenecks a stage, of networks of one width."),
+    ] = "2"
+    depth_width: Annotated[float, typer.Option(metavar="W", help="That width.")] = 0.5
+    precisions: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Which precisions.  [default: all]")
+    ] = None
+    seeds: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings of each network.")] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How each is trained."""
+
+    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 1500
+    batch: Annotated[int, typer.Option(metavar="COUNT", help="Images a step.")] = 128
+    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 2e-2
+    images: Annotated[int, typer.Option(metavar="COUNT", help="Training images.")] = 65536
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the quantizers; needs a C++ compiler.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where they are trained."""
+
+    jobs: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings at a time.")] = 1
+    backend: Annotated[
+        str, typer.Option(help="loky, processes of this machine; or dask, a cluster's workers.")
+    ] = "loky"
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of the Dask cluster, such as tcp://host:8786.")
+    ] = None
+
+
+@expands_groups
 def pareto(
     output: Annotated[
         Path, typer.Option("-o", "--out", metavar="FOLDER", help="For images, models, the table and plots.")
     ] = Path("pareto"),
-    widths: Annotated[
-        str, typer.Option(metavar="W,W,...", help="Widths of networks of the bundled depth.")
-    ] = "0.25,0.5,1,2",
-    depths: Annotated[
-        str,
-        typer.Option(metavar="D,D,...", help="Further bottlenecks a stage, of networks of one width."),
-    ] = "2",
-    depth_width: Annotated[float, typer.Option(metavar="W", help="That width.")] = 0.5,
-    precisions: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Which precisions.  [default: all]")
-    ] = None,
-    seeds: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings of each network.")] = 3,
-    steps: Annotated[int, typer.Option(metavar="COUNT", help="Training steps.")] = 1500,
-    batch: Annotated[int, typer.Option(metavar="COUNT", help="Images a step.")] = 128,
-    rate: Annotated[float, typer.Option(metavar="RATE", help="Peak learning rate.")] = 2e-2,
-    images: Annotated[int, typer.Option(metavar="COUNT", help="Training images.")] = 65536,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the quantizers; needs a C++ compiler.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(metavar="COUNT", min=1, help="Trainings at a time.")] = 1,
-    backend: Annotated[
-        str, typer.Option(help="loky, processes of this machine; or dask, a cluster's workers.")
-    ] = "loky",
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Of the Dask cluster, such as tcp://host:8786.")
-    ] = None,
+    *,
+    family: Family,
+    training: Training,
+    workers: Workers,
     finished: Annotated[
         bool, typer.Option("--finished", help="Train nothing: write what is finished.")
     ] = False,
@@ -61,24 +89,21 @@ def pareto(
     from fgq.cli import display
     from fgq.eval.pareto import latency as timing
     from fgq.eval.pareto import study, sweep, table
-    from fgq.eval.pareto.points import PRECISIONS, Plan, Recipe
     from fgq.eval.study.plot import matplotlib
 
     matplotlib()  # refused before the work
-    if backend not in list(sweep.Backend):
-        raise ConfigError(f"backend: found {backend!r}, wanted {' or '.join(sweep.Backend)}")
-    plan = Plan(
-        widths=_numbers("widths", widths, float),
-        depths=_numbers("depths", depths, int),
-        depth_width=depth_width,
-        precisions=tuple(PRECISIONS) if precisions is None else tuple(precisions.split(",")),
-        seeds=seeds,
-        recipe=Recipe(steps=steps, batch=batch, rate=rate, images=images, compile=compiled),
-    )
+    if workers.backend not in list(sweep.Backend):
+        raise ConfigError(f"backend: found {workers.backend!r}, wanted {' or '.join(sweep.Backend)}")
+    plan = _plan(family, training)
     with display.progress_bar(sweep.OVERALL) as advance:
         if not finished:
             sweep.run(
-                plan, output, advance, workers=jobs, backend=sweep.Backend(backend), scheduler=scheduler
+                plan,
+                output,
+                advance,
+                workers=workers.jobs,
+                backend=sweep.Backend(workers.backend),
+                scheduler=workers.scheduler,
             )
         if latency:
             timing.measure(sweep.jobs_of(plan, output), output, advance)
@@ -94,6 +119,25 @@ def pareto(
         display.print_line(f"not finished: {len(result.missing)} points, the first {result.missing[0]}")
     for path in written:
         display.print_line(f"wrote {path}")
+
+
+def _plan(family: Family, training: Training) -> Plan:
+    from fgq.eval.pareto.points import PRECISIONS, Plan, Recipe
+
+    return Plan(
+        widths=_numbers("widths", family.widths, float),
+        depths=_numbers("depths", family.depths, int),
+        depth_width=family.depth_width,
+        precisions=tuple(PRECISIONS) if family.precisions is None else tuple(family.precisions.split(",")),
+        seeds=family.seeds,
+        recipe=Recipe(
+            steps=training.steps,
+            batch=training.batch,
+            rate=training.rate,
+            images=training.images,
+            compile=training.compiled,
+        ),
+    )
 
 
 def _numbers(name: str, text: str, kind: Callable[[str], T]) -> tuple[T, ...]:

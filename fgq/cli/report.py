@@ -30,10 +30,11 @@ def report(
     Example: `fgq report float.onnx ternary.onnx --data characters -o report.html`
     """
     from fgq.cli import display
-    from fgq.eval.report import advice, document
+    from fgq.eval.report import advice
+    from fgq.eval.report.written import write_report
 
     with display.progress_bar() as advance:
-        written = document.write_report(
+        written = write_report(
             float_model, converted, data, output, plots=plots, limit=limit, progress=advance
         )
     for sentence in advice.summary(written.findings):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fgq.cli.options import recipe_option
 from fgq.config import Activations, Recipe
 from fgq.errors import ConfigError
 
@@ -29,7 +30,7 @@ def study_group_size(
     ] = None,
     recipe: Annotated[
         list[Recipe] | None,
-        typer.Option(help="How weights become integers; may be repeated.  [default: calibrated]"),
+        recipe_option("How weights become integers; may be repeated.  [default: calibrated]"),
     ] = None,
     activations: Annotated[
         Activations, typer.Option(help="Static 8- or 4-bit activations, or float ones.")

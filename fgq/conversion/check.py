@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from fgq.converters.original import Original, Outputs, check_prepared, run
 from fgq.converters.self_check import few_samples
-from fgq.data.samples import Feed, InputSpec, has_open_batch
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, has_open_batch
 from fgq.errors import DataError, ModelError, first_line
 
 

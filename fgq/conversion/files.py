@@ -14,7 +14,7 @@ from fgq.converters.compatibility import minimum_onnxruntime
 from fgq.converters.export import export
 from fgq.converters.self_check import onnxruntime_session
 from fgq.data import npz
-from fgq.data.samples import input_specs
+from fgq.data.inputs import input_specs
 from fgq.errors import DataError, FgqError, ModelError, OutputError, first_line
 from fgq.format import container, onnx_file
 from fgq.runtime import Session, StepTime

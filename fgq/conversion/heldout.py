@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import DataError, first_line
 from fgq.format.outputs import Float, class_scores, classifier_output
 from fgq.quantization.statistics import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from fgq.converters.passes.move_scales import MoveScales, Reading, find_readings
 from fgq.converters.select import Choice
 from fgq.data.calibration import tensor_values
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
 from fgq.quantization.scheme import ActivationScheme, Quantizer, WeightScheme
 from fgq.quantization.weights import as_rows

@@ -14,12 +14,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxruntime import InferenceSession
 
-from fgq.data.samples import Feed, InputSpec, Samples, Source, as_batches, as_samples, input_specs
+from fgq.data.feed import Feed
+from fgq.data.inputs import InputSpec, input_specs
+from fgq.data.samples import Samples, as_samples
+from fgq.data.sources import Source, as_batches
 from fgq.errors import DataError, FgqError, ModelError, OutputError
 from fgq.graph import ort
 from fgq.quantization.magnitudes import FAR, few_values, peaks_of, percentile_without, standing_out
-from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
-from fgq.quantization.scheme import ActivationScheme, Quantizer
+from fgq.quantization.mmse import StreamingHistogram
+from fgq.quantization.scheme import Quantizer
 from fgq.support.temporary import temporary_folder
 
 OBSERVED_BYTES = 1 << 27
@@ -49,7 +52,7 @@ def observe(
     tensors : iterable of str
         Names of float tensors of the main graph: inputs of the model or outputs of nodes.
     source : Samples, reader with ``get_next``, mapping of arrays, or iterable of feeds
-        The calibration data (`fgq.data.samples.as_batches`).
+        The calibration data (`fgq.data.sources.as_batches`).
     batch_size : int
         Most samples to run at a time. Of samples and arrays fewer are taken where the observed tensors
         would exceed OBSERVED_BYTES, which changes no count; feeds are run as they are.
@@ -123,36 +126,6 @@ def tensor_values(
         for feed in feeds:
             values = feed | _run(session, computed, feed)
             yield {name: values[name] for name in tensors}
-
-
-def choose_quantizers(
-    histograms: Mapping[str, StreamingHistogram], schemes: Mapping[str, ActivationScheme]
-) -> dict[str, Quantizer]:
-    """Choose each tensor's quantizer of least expected squared error (`fgq.quantization.mmse`).
-
-    Parameters
-    ----------
-    histograms : mapping of str to StreamingHistogram
-        What was observed, by tensor name.
-    schemes : mapping of str to ActivationScheme
-        The tensors to quantize and their bits.
-
-    Returns
-    -------
-    dict of str to Quantizer
-        In the order of `schemes`.
-
-    Raises
-    ------
-    DataError
-        If a tensor was not observed.
-    """
-    for name in schemes:
-        if name not in histograms:
-            raise DataError(
-                f"tensor {name!r}: found no observed values, wanted it among the observed tensors"
-            )
-    return {name: choose_quantizer(histograms[name], scheme) for name, scheme in schemes.items()}
 
 
 def range_warnings(

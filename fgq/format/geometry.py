@@ -70,6 +70,9 @@ _SHAPES: Mapping[str, int] = {
 }
 """Which input of operators is a shape, or has a number for each axis."""
 
+_SEVERAL = frozenset({"Concat", "Einsum", "Max", "Mean", "Min", "SequenceConstruct", "Sum"})
+"""Operators of any number of operands; onnxruntime reads one that is left out as if it were there."""
+
 _AXES = (
     "axis",
     "axes",
@@ -99,9 +102,10 @@ def check_geometry(model: ir.Model, name: str, *, inferred: bool = False) -> Non
     ------
     SizeError
         If a quantizer has no scale, one that is not positive, or not one for each channel, or other zero
-        points than scales; if an attribute outside of functions refers to a function's; if an operand that is
-        one number, or a shape, is another thing; if a window has sizes below 1; if a constant would be
-        computed that is far larger than the file; or if an attribute is outside of what its operator allows.
+        points than scales; if an attribute outside of functions refers to a function's; if one of an
+        operator's any number of operands is left out; if an operand that is one number, or a shape, is
+        another thing; if a window has sizes below 1; if a constant would be computed that is far larger than
+        the file; or if an attribute is outside of what its operator allows.
     """
     for node in model.graph.all_nodes():
         for attribute in node.attributes.values():
@@ -135,7 +139,8 @@ def depends_on_calls(model: ir.Model) -> bool:
         for node in function.all_nodes():
             if node.op_type in WINDOWS or node.op_type in _SPECIAL:
                 return True
-            for index in (*_QUANTIZERS.get(node.op_type, ()), *_SINGLE.get(node.op_type, ())):
+            several = range(len(node.inputs)) if node.op_type in _SEVERAL else ()
+            for index in (*_QUANTIZERS.get(node.op_type, ()), *_SINGLE.get(node.op_type, ()), *several):
                 value = node.inputs[index] if index < len(node.inputs) else None
                 if value is not None and value.producer() is None:
                     return True
@@ -192,6 +197,8 @@ def _faults(node: ir.Node, inferred: bool) -> Iterator[str]:
             axes = [attribute.as_int()] if attribute.type == ir.AttributeType.INT else attribute.as_ints()
             if any(not -MOST_AXES <= axis <= MOST_AXES for axis in axes):
                 yield f"{name}: found {list(axes)}, wanted axes of at most {MOST_AXES}"
+    if node.op_type in _SEVERAL and None in node.inputs:
+        yield f"found no input {node.inputs.index(None)}, wanted all {len(node.inputs)} of them"
     for index in _QUANTIZERS.get(node.op_type, ()):
         if 0 in sizes.of(index):
             yield f"found a scale or zero point of shape {sizes.of(index)}, wanted a number or several"

@@ -11,9 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.converters.select import Choice
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.graph.windows import read_window
 from fgq.kernels import Plane, Weight, prepare_conv2d, prepare_matmul
 from fgq.kernels.threads import default_threads

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from fgq.errors import ConfigError
-from fgq.plan.document import Plan
+from fgq.plan.plan_file import Plan
 from fgq.plan.tradeoffs import BITS
 from fgq.report import HeldOutCheck
 

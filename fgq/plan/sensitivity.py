@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.converters.select import Choice
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.format.outputs import divergence, relative_error
 from fgq.plan.options import Option
 from fgq.quantization.mmse import StreamingHistogram, choose_quantizer

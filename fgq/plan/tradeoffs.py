@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 
 from fgq.config import ConversionConfig
-from fgq.converters.layers import FloatNode
+from fgq.converters.float_layers import FloatNode
 from fgq.converters.select import Choice
-from fgq.data.samples import Feed
+from fgq.data.feed import Feed
 from fgq.errors import ConfigError
 from fgq.plan.assignment import Table, assign, check_reach, totals
-from fgq.plan.document import Plan, PlannedLayer, scheme_name
 from fgq.plan.latency import seconds_of
 from fgq.plan.options import Option, bits_of, multiplications_of, options_of
+from fgq.plan.plan_file import Plan, PlannedLayer, scheme_name
 from fgq.plan.sensitivity import DIVERGENCE, RELATIVE_ERROR, sensitivities
 
 BITS, MULTIPLICATIONS, LATENCY = "bits", "multiplications", "latency"

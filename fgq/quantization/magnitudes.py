@@ -41,10 +41,6 @@ class Magnitudes:
         bins = flat.view(np.uint32) >> np.uint32(_SHIFT)
         self._counts += np.bincount(bins, minlength=2 * _BINS).reshape(2, _BINS)
 
-    def merge(self, other: Magnitudes) -> None:
-        """Add another's counts."""
-        self._counts += other._counts
-
     def range(self, percentile: float) -> tuple[float, float]:
         """Return the ends of the range that holds so many percent of the values, and 0.
 

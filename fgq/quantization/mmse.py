@@ -40,7 +40,7 @@ class StreamingHistogram:
     The BINS bins are equally wide, half-open and cover ``[-2**exponent, 2**exponent)``. A value outside
     raises the exponent, and neighbouring bins are added in pairs. Because the bins of one exponent nest
     exactly in those of the next, the result depends on the values alone: not on their order, nor on how
-    they were cut into batches or spread over merged histograms. (A negative value smaller than the bin
+    they were cut into batches. (A negative value smaller than the bin
     width by a factor beyond 2**126 underflows into the bin above zero.)
 
     Parameters
@@ -132,24 +132,6 @@ class StreamingHistogram:
         if bins >= _HALF:
             return 0
         return int(self.counts[: _HALF - bins].sum() + self.counts[_HALF + bins :].sum())
-
-    def merge(self, other: StreamingHistogram) -> None:
-        """Add another histogram's values; `other` stays as it is.
-
-        Parameters
-        ----------
-        other : StreamingHistogram
-            Counts of other values of the same tensor.
-        """
-        self._widen(other.exponent)
-        np.add.at(self.counts, _coarser_bin(self.exponent - other.exponent), other.counts)
-        self.minimum = min(self.minimum, other.minimum)
-        self.maximum = max(self.maximum, other.maximum)
-        self.count += other.count
-        self.zeros += other.zeros
-        self.peaks.extend(other.peaks)
-        if self._magnitudes is not None and other._magnitudes is not None:
-            self._magnitudes.merge(other._magnitudes)
 
     def _widen(self, exponent: int) -> None:
         if exponent <= self.exponent:

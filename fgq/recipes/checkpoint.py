@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.data import npz
 from fgq.errors import ConfigError, DataError, OutputError, WeightError, printable
 from fgq.quantization.scheme import WeightScheme

@@ -17,6 +17,9 @@ from fgq.recipes.moments import Float, Single
 from fgq.recipes.problem import Problem
 from fgq.recipes.rows import Grouping, Rows
 
+SWEEPS = 3
+"""Sweeps of coordinate descent; a fourth lowers the held-out error by under 1 % of itself."""
+
 
 def sweep(
     problem: Problem, grouping: Grouping, codebook: Codebook, rows: Rows, *, keep_codes: bool = False

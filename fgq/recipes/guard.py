@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.recipes.moments import Float, Single
 from fgq.recipes.observation import Observed, lost_beside

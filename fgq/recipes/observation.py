@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.config import Step
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.graph.queries import constant, sole_reader
 from fgq.quantization.weights import as_rows
 from fgq.recipes.moments import Collector, Float, Moments, Single

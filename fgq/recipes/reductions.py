@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.graph.windows import pads_of, spans
 
 Single = NDArray[np.float32]

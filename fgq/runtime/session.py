@@ -91,8 +91,8 @@ class Session:
 
     Parameters
     ----------
-    path_or_bytes : path-like or bytes
-        A model file, or its contents.
+    path_or_bytes : path-like, bytes or onnx.ModelProto
+        A model file, its contents, or the model.
     kernels : str or Wish
         ``auto``, ``multiplication-free`` (ternary layers by additions; 8-bit layers as in ``auto``, see
         `steps`), ``dot`` or ``reference``.
@@ -125,7 +125,7 @@ class Session:
 
     def __init__(
         self,
-        path_or_bytes: str | os.PathLike[str] | bytes,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto,
         *,
         kernels: str | Wish = Wish.AUTO,
         memory: str | Memory = Memory.AUTO,
@@ -138,6 +138,12 @@ class Session:
             isinstance(threads, int | np.integer) and 0 < threads <= MOST_THREADS
         ):
             raise ConfigError(f"threads: found {threads!r}, wanted a whole number from 1 to {MOST_THREADS}")
+        if isinstance(path_or_bytes, onnx.ModelProto):
+            path_or_bytes = path_or_bytes.SerializeToString()
+        if not isinstance(path_or_bytes, str | os.PathLike | bytes):
+            raise ConfigError(
+                f"model: found a {type(path_or_bytes).__name__}, wanted a path, bytes or an onnx.ModelProto"
+            )
         with refusing("bytes" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)):
             self._make(_load(path_or_bytes), options, threads, allow_float=allow_float, fallback=fallback)
 

@@ -19,6 +19,7 @@ import reprlib
 import tomllib
 from base64 import b64decode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,9 +141,15 @@ def one_of(*words: str) -> Kind[str]:
 
 
 def choice(enumeration: type[Choice]) -> Kind[Choice]:
-    """Return the kind of the members of an enumeration, by their values."""
-    words = one_of(*enumeration)
-    return lambda value: enumeration(words(value))
+    """Return the kind of the members of an enumeration, by their values and other names that it knows."""
+
+    def kind(value: object) -> Choice:
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return enumeration(value)
+        return enumeration(one_of(*enumeration)(value))
+
+    return kind
 
 
 def pattern(value: object) -> str:

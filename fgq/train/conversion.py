@@ -11,17 +11,17 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ConfigError, ModelError
 from fgq.format import container, onnx_file
 from fgq.format.container import SCALED_KEY, read_weight
 from fgq.graph.queries import constant, is_operator
-from fgq.plan.document import Plan
+from fgq.plan.plan_file import Plan
 from fgq.quantization.scheme import WeightScheme
 from fgq.quantization.tensor import QuantizedTensor
-from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
+from fgq.train.twins import QuantizedLayer
 
 _ALIKE = 1e-4
 """Weights agree if they differ by less than this share of the largest (normalization is folded)."""

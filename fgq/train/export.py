@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fgq.config import Form
 from fgq.converters import quantized_graph
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare as prepare_graph
 from fgq.errors import ModelError, first_line
 from fgq.format import onnx_file
@@ -24,9 +24,9 @@ from fgq.format.container import ACTIVATION_BOUNDS, sign
 from fgq.quantization.scheme import Quantizer
 from fgq.quantization.tensor import QuantizedTensor
 from fgq.train.conversion import alike, laid_out
-from fgq.train.layers import QuantizedLayer
 from fgq.train.prepare import quantized_layers
 from fgq.train.quantizer import ActivationQuantizer
+from fgq.train.twins import QuantizedLayer
 
 OPSET = 18
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fgq.errors import ConfigError, DataError, first_line
 from fgq.format import onnx_file
-from fgq.plan.document import Plan
+from fgq.plan.plan_file import Plan
 from fgq.quantization.scheme import ActivationScheme, WeightScheme
 from fgq.train.batches import Data, batch_of
 from fgq.train.conversion import load_converted, plan_for

@@ -13,10 +13,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from fgq.errors import ConfigError, DataError, ModelError, first_line
 from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
 from fgq.quantization.scheme import ActivationScheme, Codes, WeightScheme
-from fgq.train.layers import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, read_by, twin
 from fgq.train.quantizer import ActivationQuantizer, Ranges
 from fgq.train.scales import Scales
 from fgq.train.sites import Graph, ShapeRecorder, Site, find_sites, operands, placed
+from fgq.train.twins import QUANTIZABLE, QuantizedEmbedding, QuantizedLayer, read_by, twin
 
 INT8_ACTIVATIONS = ActivationScheme(bits=8)
 

@@ -20,9 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fgq.quantization.scheme import ActivationScheme, Codes, Granularity, WeightScheme
 from fgq.train.fit import fitted_steps
-from fgq.train.layers import Axes, QuantizedLayer
 from fgq.train.prepare import INT8_ACTIVATIONS, prepare, quantized_layers
 from fgq.train.scales import LearnedScale, as_groups, from_groups
+from fgq.train.twins import Axes, QuantizedLayer
 
 INT4_PER_FILTER = WeightScheme(codes=Codes.INT4, granularity=Granularity.FILTER)
 """The paper's 4-bit weights: one scale for each output channel."""

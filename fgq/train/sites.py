@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from fgq.train.layers import QuantizedLayer
+from fgq.train.twins import QuantizedLayer
 
 _SUMS: frozenset[object] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 _JOINTS: frozenset[object] = frozenset(

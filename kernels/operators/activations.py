@@ -1,23 +1,16 @@
 """From real values to activations, rounded as onnxruntime's QuantizeLinear rounds.
 
-    xq = zero_point + round_half_even(clip(x / scale, -zero_point, highest - zero_point))
+    xq = zero_point + round_half_even(clip(x / scale, lowest - zero_point, highest - zero_point))
 
-in float32, `highest` being 255, or 15 for 4-bit activations (onnxruntime,
-onnxruntime/core/mlas/lib/quantize.cpp). A division takes longer than all the rest together, so vectors
-multiply by the reciprocal r of the scale and correct twice,
-
-    q0 = x * r        q1 = q0 + (x - q0 * scale) * r        q2 = q1 + (x - q1 * scale) * r
-
-where each bracket, and each sum, is one fused multiply-add. q2 is the correctly rounded quotient, because r
-is the correctly rounded reciprocal and q1 is a float next to the quotient (Markstein, Computation of
-elementary functions on the IBM RISC System/6000 processor, IBM Journal of Research and Development 34,
-1990). Nothing may overflow, nor lose bits near zero: x is clipped first, to the ends of the range times the
-scale, which after rounding come to the same integers; very small or large scales are left to divisions.
+in float32 (:mod:`fgq.kernels.operators.rounding`). Images in the order NCHW may become NHWC meanwhile: real
+values are quantized a stretch of pixels at a time, and its bytes transposed while they are in the nearest
+cache (:mod:`fgq.kernels.operators.transpose`).
 """
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,19 +18,18 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.boundary import ready
-from fgq.kernels.simd.emit import Emitter, Value, Variable, emitted, f32, i8, i32
+from fgq.kernels.boundary import check, check_range, ready
+from fgq.kernels.operators.rounding import rounder, rounding_tier
+from fgq.kernels.operators.transpose import Cut, cut_image, stretch, transposer
+from fgq.kernels.simd.emit import Emitter, Value, Variable, emitted, f32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.threads import spread
 
-_ROUND = np.float32(1.5 * 2**23)
-"""Floats near this one are 1 apart: adding it rounds |v| < 2**22 to an integer, half to even."""
+_PIECE = 1 << 14
+"""Elements that are handed to a thread together, at least."""
 
-_SCALES = 2.0**-100, 2.0**100
-"""Scales for which no step of the corrected quotient overflows or underflows where it matters."""
-
-_PIECE = 1 << 19
-"""Activations that a thread takes at once: a tenth of a millisecond, as long as handing them out takes."""
+_SHARE = 1 << 19
+"""Elements for which another thread is asked: waking it takes as long as quantizing half as many."""
 
 
 def quantize_activations(
@@ -72,21 +64,23 @@ def quantize_activations(
     if bits not in (4, 8):
         raise KernelError(f"bits: found {bits}, wanted 4 or 8")
     out = np.empty(x.shape, np.uint8)
-    Quantize(scale, zero_point, 0, (1 << bits) - 1, threads=threads)(x, out)
+    QuantizeLinear(out, scale, zero_point, 0, (1 << bits) - 1, threads=threads)(x)
     return out
 
 
-class Quantize:
+class QuantizeLinear:
     """Real values to activations, again and again (ONNX QuantizeLinear, and a Clip behind it).
 
     Parameters
     ----------
+    out : ndarray of uint8
+        What each call writes, C order; images are (B, H, W, C).
     scale : float
         Real value of one step; read as a float32.
     zero_point : int
         The activation that means 0.0, 0..255.
     lowest, highest : int
-        Range of the activations.
+        Range of the activations within 0..255.
     image : bool
         Whether to bring images from NCHW into NHWC.
     threads : int
@@ -95,11 +89,12 @@ class Quantize:
     Raises
     ------
     KernelError
-        If an argument does not fit.
+        If the array does not fit, or a number is out of its range.
     """
 
     def __init__(
         self,
+        out: NDArray[np.uint8],
         scale: float,
         zero_point: int,
         lowest: int = 0,
@@ -108,54 +103,85 @@ class Quantize:
         image: bool = False,
         threads: int = 1,
     ) -> None:
-        if not 0 <= zero_point <= 255:
-            raise KernelError(f"zero_point: found {zero_point}, wanted 0..255")
-        self._scale, self._zero = np.float32(scale), zero_point
-        self._lowest, self._highest = lowest, highest
-        exact = _SCALES[0] <= self._scale <= _SCALES[1]
-        self._quantize = _quantizer(index_of(available()[0])) if exact else _quantize
-        self._image, self._threads = image, threads
-        self._planes = np.empty(0, np.uint8)
+        check_range(lowest, highest, zero_point)
+        check("quantize", out=(out, out.shape, np.uint8))
+        if image and out.ndim != 4:
+            raise KernelError(f"quantize: found a result {list(out.shape)}, wanted images [B, H, W, C]")
+        self._quantizer = np.float32(scale), zero_point, lowest, highest
+        self._out, self._threads = out.reshape(-1), min(threads, max(-(-out.size // _SHARE), 1))
+        tier = rounding_tier(scale)
+        self._work: Callable[[NDArray[np.float32], int, int, int], None]
+        if image:
+            images, height, width, channels = out.shape
+            self._shape: tuple[int, ...] = (images, channels, height, width)
+            self._cut = cut_image(channels, height * width)
+            self._units = images * int(self._cut[Cut.COUNT])
+            self._scratch = np.empty((self._threads, channels * int(self._cut[Cut.LENGTH])), np.uint8)
+            self._run, self._work = _image_quantizer(tier), self._quantize_stretches
+        else:
+            self._shape, self._units = out.shape, -(-out.size // _PIECE)
+            self._run, self._work = rounder(tier), self._quantize_pieces
 
-    def __call__(self, x: NDArray[np.float32], out: NDArray[np.uint8]) -> None:
+    def __call__(self, x: NDArray[np.float32]) -> None:
         """Quantize.
 
         Parameters
         ----------
         x : ndarray of float32
-            Any shape; (B, C, H, W) for images.
-        out : ndarray of uint8
-            Written: the shape of `x`, or (B, H, W, C) for images. C order.
+            The shape of the result, or (B, C, H, W) for images, in any order of axes. NaN becomes the lowest
+            activation.
+
+        Raises
+        ------
+        KernelError
+            If the array does not fit.
         """
-        x = ready(x)
-        flat = x.reshape(-1)
-        if self._image and self._planes.size != flat.size:
-            self._planes = np.empty(flat.size, np.uint8)
-        result = self._planes if self._image else out.reshape(-1)
-        scale, zero, highest, quantize = self._scale, self._zero, self._highest, self._quantize
+        if x.shape != self._shape or x.dtype != np.float32:
+            raise KernelError(f"quantize: found {x.dtype}{list(x.shape)}, wanted float32{list(self._shape)}")
+        flat = ready(x).reshape(-1)
+        if self._threads == 1:
+            self._work(flat, 0, 0, self._units)
+        else:
+            spread(self._units, self._threads, partial(self._work, flat))
 
-        def work(_thread: int, begin: int, end: int) -> None:
-            part = slice(begin * _PIECE, end * _PIECE)
-            quantize(flat[part], scale, zero, highest, result[part])
+    def _quantize_pieces(self, flat: NDArray[np.float32], _thread: int, begin: int, end: int) -> None:
+        first = begin * _PIECE
+        count = min(end * _PIECE, flat.size) - first
+        self._run(flat, first, 0, 1, count, *self._quantizer, self._out, first, 0)
 
-        spread(-(-flat.size // _PIECE), self._threads, work)
-        if self._lowest > 0:
-            np.maximum(result, np.uint8(self._lowest), out=result)
-        if self._image:
-            images, channels = x.shape[:2]
-            _interleave(result.reshape(images, channels, -1), out.reshape(images, -1, channels))
+    def _quantize_stretches(self, flat: NDArray[np.float32], thread: int, begin: int, end: int) -> None:
+        self._run(flat, self._cut, begin, end, *self._quantizer, self._scratch[thread], self._out)
 
 
-@jit
-def _interleave(planes: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-    """Bring the channels of each pixel [B, C, P] next to each other [B, P, C], block by block."""
-    images, channels, size = planes.shape
-    for image in range(images):
-        for first in range(0, size, 64):
-            last = min(first + 64, size)
-            for c in range(channels):
-                for p in range(first, last):
-                    pixels[image, p, c] = planes[image, c, p]
+@cache
+def _image_quantizer(tier: int) -> Any:
+    """Return the function that quantizes stretches `begin` to `end` of NCHW into NHWC."""
+    quantize, transpose = rounder(tier), transposer(tier)
+
+    @jit
+    def run(
+        x: NDArray[np.float32],
+        cut: NDArray[np.int64],
+        begin: int,
+        end: int,
+        scale: np.float32,
+        zero: int,
+        lowest: int,
+        highest: int,
+        scratch: NDArray[np.uint8],
+        out: NDArray[np.uint8],
+    ) -> None:
+        channels, pixels, pitch = cut[Cut.CHANNELS], cut[Cut.PIXELS], cut[Cut.LENGTH]
+        for unit in range(begin, end):
+            image, first, count = stretch(cut, unit)
+            start = image * channels * pixels + first
+            quantize(
+                x, start, pixels, channels, count, scale, zero, lowest, highest, scratch, np.int64(0), pitch
+            )
+            place = (image * pixels + first) * channels
+            transpose(scratch, np.int64(0), pitch, channels, count, out, place, channels)
+
+    return run
 
 
 def dynamic_quantization(x: NDArray[np.float32]) -> tuple[float, int]:
@@ -178,16 +204,28 @@ def dynamic_quantization(x: NDArray[np.float32]) -> tuple[float, int]:
         If `x` is no float32.
     """
     _check_real(x)
-    ends = np.zeros((2, 16), np.float32)
-    _ranger(index_of(available()[0]))(ready(x).reshape(-1), ends)
-    lowest, highest = ends[0].min(), ends[1].max()
-    if lowest == highest:
-        return 1.0, 0
-    with np.errstate(all="ignore"):
+    found: tuple[float, int] = _parameter_finder(index_of(available()[0]))(ready(x).reshape(-1))
+    return found
+
+
+@cache
+def _parameter_finder(tier: int) -> Any:
+    """Return the function that finds the scale and the zero point of all of `x`, for an instruction set."""
+    find = ranger(tier)
+
+    @jit
+    def parameters(x: NDArray[np.float32]) -> tuple[float, int]:
+        ends = np.zeros((2, 16), np.float32)
+        find(x, ends)
+        lowest, highest = ends[0].min(), ends[1].max()
+        if lowest == highest:
+            return 1.0, 0
         scale = (highest - lowest) / np.float32(255)
-        zero = float(-lowest / scale)
-    # it is NaN where there are infinities, or nothing but the smallest floats
-    return float(scale), round(zero) if zero < 255 else 255
+        zero = -lowest / scale
+        # it is NaN where there are infinities, or nothing but the smallest floats
+        return float(scale), int(np.rint(zero)) if zero < 255 else 255
+
+    return parameters
 
 
 def _check_real(x: NDArray[np.float32]) -> None:
@@ -196,58 +234,7 @@ def _check_real(x: NDArray[np.float32]) -> None:
 
 
 @cache
-def _quantizer(tier: int) -> Any:
-    """Return the function ``quantize(x, scale, zero, highest, out)``, for an instruction set."""
-    if INSTRUCTION_SETS[tier].width == 0:
-        return _quantize
-
-    @jit
-    def quantize(
-        x: NDArray[np.float32], scale: np.float32, zero: int, highest: int, out: NDArray[np.uint8]
-    ) -> None:
-        _emit_quantize(tier, x, x.size, scale, np.float32(1) / scale, zero, highest, out)
-
-    return quantize
-
-
-@emitted
-def _emit_quantize(
-    e: Emitter, x: Any, size: Any, scale: Any, reciprocal: Any, zero: Any, highest: Any, out: Any
-) -> None:
-    lanes = e.lanes(f32)
-    steps, back, inverse = e.filled(scale, f32), e.filled(-scale, f32), e.filled(reciprocal, f32)
-    low, high = (steps * e.filled(e.number(end).signed(f32), f32) for end in (-zero, highest - zero))
-    zeros = e.filled(e.number(zero, i32), i32)
-
-    def quantized(value: Value) -> Value:
-        value = e.smaller(e.larger(value, low), high)
-        quotient = value * inverse
-        for _ in range(2):
-            quotient = e.fused(e.fused(quotient, back, value), inverse, quotient)
-        return (e.whole(quotient) + zeros).signed(i8)
-
-    whole = size - (size & (lanes - 1))
-    for k in e.range(0, whole, lanes):
-        e.store(out + k, quantized(e.load(x + k * 4, f32)))
-    rest = size - whole
-    with e.when(rest > 0):
-        e.store_first(out + whole, quantized(e.load_first(x + whole * 4, rest, f32)), rest)
-
-
-@jit
-def _quantize(
-    x: NDArray[np.float32], scale: np.float32, zero: int, highest: int, out: NDArray[np.uint8]
-) -> None:
-    low, high = np.float32(-zero), np.float32(highest - zero)
-    for k in range(x.size):
-        value = x[k] / scale
-        value = value if value > low else low  # where a NaN ends
-        value = value if value < high else high
-        out[k] = np.int32((value + _ROUND) - _ROUND) + zero
-
-
-@cache
-def _ranger(tier: int) -> Any:
+def ranger(tier: int) -> Any:
     """Return the function that finds a range, for an instruction set.
 
     ``find(x, ends)`` writes the smallest values of `x`, or 0.0, into ``ends[0]`` and the largest into

@@ -24,17 +24,15 @@ from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
 from fgq.kernels.boundary import check
-from fgq.kernels.operators.activations import Quantize, _quantize, _quantizer, _ranger, dynamic_quantization
+from fgq.kernels.operators.activations import QuantizeLinear, dynamic_quantization, ranger
+from fgq.kernels.operators.rounding import LARGEST_SCALE, rounder
 from fgq.kernels.products.driver import held
 from fgq.kernels.products.epilogue import Sums
 from fgq.kernels.products.layer import Layer
-from fgq.kernels.simd.isa import available, index_of
+from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.threads import spread
 
 _LEAST_SCALE, _LARGEST_SCALE = np.float32(2.0**-100), np.float32(2.0**120)
-
-_VECTOR_SCALE = np.float32(2.0**100)
-"""Up to this scale vectors divide exactly (`fgq.kernels.operators.activations`)."""
 
 _PIECE = 1 << 13
 """Elements that a thread takes at a time, roughly."""
@@ -97,7 +95,7 @@ def bind_quantize(
 
         def quantize_all() -> None:
             scale, zero = dynamic_quantization(table)
-            Quantize(scale, zero, threads=threads)(table, rows.activations)
+            QuantizeLinear(rows.activations, scale, zero, threads=threads)(table)
             rows.scales[:], rows.zeros[:] = scale, zero
 
         return quantize_all
@@ -174,7 +172,7 @@ def _cut(rows: int, width: int) -> tuple[int, int]:
 @cache
 def _row_quantizer(tier: int) -> Any:
     """Return the function that quantizes rows from `begin` to `end`, for an instruction set."""
-    find, quantize = _ranger(tier), _quantizer(tier)
+    find, quantize, divide = ranger(tier), rounder(tier), rounder(index_of(INSTRUCTION_SETS[-1]))
 
     @jit
     def rows(
@@ -186,6 +184,7 @@ def _row_quantizer(tier: int) -> Any:
         zeros: NDArray[np.int32],
         activations: NDArray[np.uint8],
     ) -> None:
+        width, flat, out = x.shape[1], x.reshape(-1), activations.reshape(-1)
         for r in range(begin, end):
             ends[:] = 0
             find(x[r], ends)
@@ -193,10 +192,11 @@ def _row_quantizer(tier: int) -> Any:
             scale = (highest - lowest) / np.float32(255)
             scale = min(max(scale, _LEAST_SCALE), _LARGEST_SCALE)
             zero = int(np.rint(min(-lowest / scale, np.float32(255))))
-            if scale <= _VECTOR_SCALE:
-                quantize(x[r], scale, zero, 255, activations[r])
+            place = r * width
+            if scale <= LARGEST_SCALE:
+                quantize(flat, place, 0, 1, width, scale, zero, 0, 255, out, place, 0)
             else:
-                _quantize(x[r], scale, zero, 255, activations[r])
+                divide(flat, place, 0, 1, width, scale, zero, 0, 255, out, place, 0)
             scales[r], zeros[r] = scale, zero
 
     return rows

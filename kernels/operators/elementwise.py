@@ -16,6 +16,7 @@ In the fused sum the first operand is multiplied last, so its rounding depends o
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -46,6 +47,42 @@ _LARGEST = 2.0**30
 """Below this, results fit an int32 before they are clipped."""
 
 
+class _Cut(IntEnum):
+    """What each number of the operands' cut into runs is."""
+
+    SPAN = 0
+    """Elements over which a repeated operand lasts."""
+    WIDTH = 1
+    """Elements of a run."""
+    RUNS = 2
+    """Runs in a span."""
+    TOTAL = 3
+    """Runs in all."""
+    A_REPEATS = 4
+    B_REPEATS = 5
+
+
+class _Factor(IntEnum):
+    """What each float32 of an operation is; `_result` says how the first three enter it."""
+
+    A = 0
+    """Scale of `a`; in the fused forms divided by that of the result, in a product times that of `b`."""
+    B = 1
+    """Scale of `b`; in the fused sum divided by that of the result."""
+    Y = 2
+    """Scale of the result; in the fused sum what is added."""
+    A_ZERO = 3
+    B_ZERO = 4
+    Y_ZERO = 5
+
+
+class _Range(IntEnum):
+    """What each integer of an operation is: the ends of the results' range."""
+
+    LOWEST = 0
+    HIGHEST = 1
+
+
 class _Binary:
     """Operands cut into runs, in each of which neither of them begins anew."""
 
@@ -70,18 +107,21 @@ class _Binary:
             sum_scale=scales[2], sum_zero_point=zeros[2], lowest=lowest, highest=highest,
         )  # fmt: skip
         kind = self._kinds[0 if fused else 1]
-        floats = [np.float32(scale) for scale in scales]
-        if kind == _ADD:
-            floats = list(add.floats)
-        elif kind == _MULTIPLY:
+        self._floats = np.zeros(len(_Factor), np.float32)
+        self._floats[[_Factor.A_ZERO, _Factor.B_ZERO, _Factor.Y_ZERO]] = zeros
+        a_scale, b_scale, y_scale = (np.float32(scale) for scale in scales)
+        if kind == _MULTIPLY:
             with np.errstate(over="ignore"):
-                floats[0] = floats[0] * floats[1] / floats[2]
-        self._floats = np.array([*floats, *zeros], np.float32)
+                a_scale = a_scale * b_scale / y_scale
+        self._floats[[_Factor.A, _Factor.B, _Factor.Y]] = (
+            add.floats if kind == _ADD else (a_scale, b_scale, y_scale)
+        )
         if not np.isfinite(self._floats).all():
             raise KernelError(
                 f"scales: found {list(scales)}, wanted such whose quotients are float32 numbers"
             )
-        self._numbers = np.array([lowest, highest], np.int64)
+        self._range = np.zeros(len(_Range), np.int64)
+        self._range[_Range.LOWEST], self._range[_Range.HIGHEST] = lowest, highest
         for name, array in (("a", a), ("b", b), ("y", y)):
             check(type(self).__name__.lower(), **{name: (array, array.shape, np.uint8)})
         self._cut, self._tiles = _cut(a, b, y)
@@ -89,7 +129,8 @@ class _Binary:
             tile[1] if tile else x.reshape(-1) for x, tile in zip((a, b), self._tiles, strict=True)
         )
         self._y = y.reshape(-1)
-        self._runs, self._each = int(self._cut[3]), max(_PIECE // max(int(self._cut[1]), 1), 1)
+        self._runs, width = int(self._cut[_Cut.TOTAL]), int(self._cut[_Cut.WIDTH])
+        self._each = max(_PIECE // max(width, 1), 1)
         self._threads = threads
         # vectors go through int32 before they clip
         isa = available()[0] if self._largest(*scales) < _LARGEST else INSTRUCTION_SETS[-1]
@@ -113,7 +154,7 @@ class _Binary:
     def _work(self, _thread: int, begin: int, end: int) -> None:
         self._compute(
             self._a, self._b, self._cut, begin * self._each, min(end * self._each, self._runs),
-            self._floats, self._numbers, self._y,
+            self._floats, self._range, self._y,
         )  # fmt: skip
 
 
@@ -172,7 +213,7 @@ _Tile = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
 def _cut(
     a: NDArray[np.uint8], b: NDArray[np.uint8], y: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], list[_Tile | None]]:
-    """Return [bytes over which a row repeats, bytes of a run, runs in these, all runs, a and b repeat]."""
+    """Return the cut, in the order of `_Cut`, and the operands that are written out several times first."""
     repeats = [operand.shape != y.shape for operand in (a, b)]
     small = a if repeats[0] else b
     if all(repeats) or y.ndim == 0 or not (small.shape == y.shape or _fits(small.shape, y.shape)):
@@ -195,7 +236,11 @@ def _cut(
             tiles[0 if repeats[0] else 1] = rows, room.reshape(-1), room
     runs = -(-span // max(width, 1))
     total = runs * (y.size // max(span, 1))
-    return np.array([span, width, runs, total, *repeats], np.int64), tiles
+    numbers = {
+        _Cut.SPAN: span, _Cut.WIDTH: width, _Cut.RUNS: runs, _Cut.TOTAL: total,
+        _Cut.A_REPEATS: repeats[0], _Cut.B_REPEATS: repeats[1],
+    }  # fmt: skip
+    return np.array([numbers[field] for field in _Cut], np.int64), tiles
 
 
 def _fits(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
@@ -221,16 +266,21 @@ def _computer(tier: int, kind: int) -> Any:
         begin: int,
         end: int,
         floats: NDArray[np.float32],
-        numbers: NDArray[np.int64],
+        ends: NDArray[np.int64],
         y: NDArray[np.uint8],
     ) -> None:
-        span, width, runs = cut[0], cut[1], cut[2]
+        span, width, runs = cut[_Cut.SPAN], cut[_Cut.WIDTH], cut[_Cut.RUNS]
+        a_repeats, b_repeats = cut[_Cut.A_REPEATS], cut[_Cut.B_REPEATS]
         for run in range(begin, end):
             image, part = divmod(run, runs)
             place, count = image * span + part * width, min(width, span - part * width)
-            a_place, b_place = (image * width if cut[4] else place), (image * width if cut[5] else place)
+            a_place, b_place = (
+                (image * width if a_repeats else place),
+                (image * width if b_repeats else place),
+            )
             _emit_pairs(
-                tier, kind, a, a_place, b, b_place, y, place, count, floats, numbers[0], numbers[1]
+                tier, kind, a, a_place, b, b_place, y, place, count, floats,
+                ends[_Range.LOWEST], ends[_Range.HIGHEST],
             )  # fmt: skip
 
     return compute
@@ -243,7 +293,7 @@ def _emit_pairs(
 ) -> None:  # fmt: skip
     lanes = e.lanes(i32)
     a, b, y = a + a_place, b + b_place, y + place
-    factors = [e.load_spread(floats + 4 * i, f32) for i in range(6)]
+    factors = {field: e.load_spread(floats + 4 * field, f32) for field in _Factor}
     ends = [e.number(end, i32) for end in (lowest, highest)]
     low, high = (e.filled(end, i32) for end in ends)
     low_bytes, high_bytes = (e.filled(end.signed(i8), i8) for end in ends)
@@ -264,9 +314,10 @@ def _emit_pairs(
     each_vector(e, count, lanes, do)
 
 
-def _result(e: Emitter, kind: int, a: Value, b: Value, factors: list[Value]) -> Value:
+def _result(e: Emitter, kind: int, a: Value, b: Value, factors: dict[_Factor, Value]) -> Value:
     """Emit the rounded result of two vectors of integers held as floats, not yet clipped."""
-    one, two, three, a_zero, b_zero, y_zero = factors
+    one, two, three = factors[_Factor.A], factors[_Factor.B], factors[_Factor.Y]
+    a_zero, b_zero, y_zero = factors[_Factor.A_ZERO], factors[_Factor.B_ZERO], factors[_Factor.Y_ZERO]
     if kind == _ADD:
         return e.whole(e.fused(one, a, e.fused(two, b, three)))
     if kind == _MULTIPLY:
@@ -289,28 +340,34 @@ def _portable(kind: int) -> Any:
         begin: int,
         end: int,
         floats: NDArray[np.float32],
-        numbers: NDArray[np.int64],
+        ends: NDArray[np.int64],
         y: NDArray[np.uint8],
     ) -> None:
-        span, width, runs = cut[0], cut[1], cut[2]
-        lowest, highest = np.float32(numbers[0]), np.float32(numbers[1])
+        span, width, runs = cut[_Cut.SPAN], cut[_Cut.WIDTH], cut[_Cut.RUNS]
+        a_repeats, b_repeats = cut[_Cut.A_REPEATS], cut[_Cut.B_REPEATS]
+        low, high = np.float32(ends[_Range.LOWEST]), np.float32(ends[_Range.HIGHEST])
+        a_factor, b_factor, y_factor = floats[_Factor.A], floats[_Factor.B], floats[_Factor.Y]
+        a_zero, b_zero, y_zero = floats[_Factor.A_ZERO], floats[_Factor.B_ZERO], floats[_Factor.Y_ZERO]
         for run in range(begin, end):
             image, part = divmod(run, runs)
             place, count = image * span + part * width, min(width, span - part * width)
-            a_place, b_place = (image * width if cut[4] else place), (image * width if cut[5] else place)
+            a_place, b_place = (
+                (image * width if a_repeats else place),
+                (image * width if b_repeats else place),
+            )
             for k in range(count):
                 one, two = np.float32(a[a_place + k]), np.float32(b[b_place + k])
                 if kind == _ADD:
                     # products of float32 are exact in float64: each line rounds once, as a fused one does
-                    value = np.float32(np.float64(floats[1]) * two + np.float64(floats[2]))
-                    value = np.rint(np.float32(np.float64(floats[0]) * one + np.float64(value)))
+                    value = np.float32(np.float64(b_factor) * two + np.float64(y_factor))
+                    value = np.rint(np.float32(np.float64(a_factor) * one + np.float64(value)))
                 elif kind == _MULTIPLY:
-                    value = np.rint((one - floats[3]) * (two - floats[4]) * floats[0] + floats[5])
+                    value = np.rint((one - a_zero) * (two - b_zero) * a_factor + y_zero)
                 else:
-                    one, two = (one - floats[3]) * floats[0], (two - floats[4]) * floats[1]
+                    one, two = (one - a_zero) * a_factor, (two - b_zero) * b_factor
                     real = one + two if kind == _PLAIN_ADD else one * two
-                    value = np.rint(real / floats[2]) + floats[5]
-                value = value if value > lowest else lowest
-                y[place + k] = np.uint8(value if value < highest else highest)
+                    value = np.rint(real / y_factor) + y_zero
+                value = value if value > low else low
+                y[place + k] = np.uint8(value if value < high else high)
 
     return compute

@@ -1,18 +1,16 @@
 """Poolings of uint8 images NHWC, rounded as onnxruntime rounds.
 
-    maximum:         y  = max over the window of x;  padding is never the largest
-    average:         yq = clip(round_half_even(sum of (x - x_zero) * x_scale / count / y_scale + y_zero))
-    global average:  yq = y_zero + round_half_even(clip((sum of x - count * x_zero) * multiplier))
-                     with multiplier = x_scale / (y_scale * count)
+    maximum:  y  = max over the window of x;  padding is never the largest
+    average:  yq = clip(round_half_even(sum of (x - x_zero) * x_scale / count / y_scale + y_zero))
 
-The second is QLinearAveragePool, in float32 from the first tap of the window, row by row, to the last; the
-third is QLinearGlobalAveragePool, which sums integers (onnxruntime,
-contrib_ops/cpu/quantization/qlinear_pool.cc and core/mlas/lib/qlgavgpool.cpp). Vectors run along the
-channels, which lie next to each other.
+The second is QLinearAveragePool, in float32 from the first tap of the window, row by row, to the last
+(onnxruntime, contrib_ops/cpu/quantization/qlinear_pool.cc). Vectors run along the channels, which lie next to
+each other.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
 from functools import cache
 from typing import Any
 
@@ -21,19 +19,46 @@ from numpy.typing import NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.boundary import check
-from fgq.kernels.products.epilogue import Requantize
-from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i16, i32
+from fgq.kernels.boundary import check, check_range
+from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
 from fgq.kernels.simd.rows import each_vector, load, store
 from fgq.kernels.threads import spread
 from fgq.kernels.window import Window
 
-_CHANNELS = 256
-"""Channels of an image that a thread takes at a time, for the global average."""
 
-_BYTES = 256
-"""So many bytes add up to an int16, read without sign."""
+class _Geometry(IntEnum):
+    """What each number of a pooling's geometry is."""
+
+    HEIGHT = 0
+    WIDTH = 1
+    CHANNELS = 2
+    OUT_HEIGHT = 3
+    OUT_WIDTH = 4
+    ROWS = 5
+    """Of the window, as the next one."""
+    COLUMNS = 6
+    STRIDE_DOWN = 7
+    STRIDE_RIGHT = 8
+    PAD_TOP = 9
+    PAD_LEFT = 10
+    PAD_BOTTOM = 11
+    PAD_RIGHT = 12
+    DILATION_DOWN = 13
+    DILATION_RIGHT = 14
+    COUNT_PADDING = 15
+    """Whether an average counts taps on the padding."""
+
+
+class _Mean(IntEnum):
+    """What each float32 of an average is."""
+
+    X_ZERO = 0
+    X_SCALE = 1
+    Y_SCALE = 2
+    Y_ZERO = 3
+    LOWEST = 4
+    HIGHEST = 5
 
 
 class MaxPool:
@@ -56,7 +81,8 @@ class MaxPool:
     Raises
     ------
     KernelError
-        If an array does not fit, or images or channels are not as many before and behind.
+        If an array does not fit, images or channels are not as many before and behind, or the range is not
+        within 0..255.
     """
 
     def __init__(
@@ -70,6 +96,7 @@ class MaxPool:
         highest: int = 255,
         threads: int = 1,
     ) -> None:
+        check_range(lowest, highest, lowest)
         self._numbers = _numbers(x, y, kernel, window)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
         self._bounds = (np.uint8(lowest), np.uint8(highest)) if (lowest, highest) != (0, 255) else None
@@ -121,10 +148,14 @@ class AveragePool:
         count_padding: bool = False,
         threads: int = 1,
     ) -> None:
-        Requantize(np.float32(x_scale), y_zero, lowest, highest)  # checks the range
-        self._numbers = _numbers(x, y, kernel, window, count_padding)
+        check_range(lowest, highest, y_zero)
+        self._numbers = _numbers(x, y, kernel, window, count_padding=count_padding)
         self._x, self._y = x.reshape(-1), y.reshape(-1)
-        self._floats = np.array([x_zero, x_scale, y_scale, y_zero, lowest, highest], np.float32)
+        numbers = {
+            _Mean.X_ZERO: x_zero, _Mean.X_SCALE: x_scale, _Mean.Y_SCALE: y_scale, _Mean.Y_ZERO: y_zero,
+            _Mean.LOWEST: lowest, _Mean.HIGHEST: highest,
+        }  # fmt: skip
+        self._floats = np.array([numbers[field] for field in _Mean], np.float32)
         self._rows, self._threads = y.shape[0] * y.shape[1], threads
         self._pool = _average_pooler(index_of(available()[0]))
 
@@ -136,62 +167,6 @@ class AveragePool:
         self._pool(self._x, self._numbers, self._floats, begin, end, self._y)
 
 
-class GlobalAveragePool:
-    """The mean of each channel of an image.
-
-    Parameters
-    ----------
-    x, y : ndarray of uint8, shapes (B, H, W, C) and (B, 1, 1, C)
-        What is read and written by each call, C order.
-    x_scale, x_zero, y_scale, y_zero, lowest, highest, threads : as for :class:`AveragePool`
-
-    Raises
-    ------
-    KernelError
-        If images or channels are not as many before and behind, a number is out of its range, or an image
-        has more than 2**23 pixels.
-    """
-
-    def __init__(
-        self,
-        x: NDArray[np.uint8],
-        y: NDArray[np.uint8],
-        *,
-        x_scale: float,
-        x_zero: int,
-        y_scale: float,
-        y_zero: int,
-        lowest: int = 0,
-        highest: int = 255,
-        threads: int = 1,
-    ) -> None:
-        images, height, width, channels = _image(x)
-        check(
-            "global average", x=(x, x.shape, np.uint8), y=(y, (images, 1, 1, channels), np.uint8)
-        )  # fmt: skip
-        pixels = height * width
-        if y.size != images * channels or not 0 < pixels <= 1 << 23:
-            raise KernelError(
-                f"global average: found images {list(x.shape)} for {y.size} means, wanted 1 to 2**23 pixels "
-                "and as many means as channels"
-            )
-        Requantize(np.float32(x_scale), y_zero, lowest, highest)  # checks the range
-        self._x, self._y = x.reshape(-1), y.reshape(-1)
-        multiplier = np.float32(x_scale) / (np.float32(y_scale) * np.float32(pixels))
-        self._floats = np.array([multiplier, lowest - y_zero, highest - y_zero], np.float32)
-        self._numbers = np.array([pixels, channels, pixels * x_zero, y_zero], np.int64)
-        self._blocks, self._threads = -(-channels // _CHANNELS), threads
-        self._units = images * self._blocks
-        self._pool = _global_average_pooler(index_of(available()[0]))
-
-    def __call__(self) -> None:
-        """Pool what `x` now holds."""
-        spread(self._units, self._threads, self._work)
-
-    def _work(self, _thread: int, begin: int, end: int) -> None:
-        self._pool(self._x, self._numbers, self._floats, self._blocks, begin, end, self._y)
-
-
 def _image(array: NDArray[np.uint8]) -> tuple[int, ...]:
     if array.ndim != 4:
         raise KernelError(f"pooling: found an array {list(array.shape)}, wanted images [B, H, W, C]")
@@ -199,13 +174,29 @@ def _image(array: NDArray[np.uint8]) -> tuple[int, ...]:
 
 
 def _numbers(
-    x: NDArray[np.uint8], y: NDArray[np.uint8], kernel: tuple[int, int], window: Window, *others: int
+    x: NDArray[np.uint8],
+    y: NDArray[np.uint8],
+    kernel: tuple[int, int],
+    window: Window,
+    *,
+    count_padding: bool = False,
 ) -> NDArray[np.int64]:
-    images, *image, channels = _image(x)
-    size = _image(y)[1:3]
-    check("pooling", x=(x, x.shape, np.uint8), y=(y, (images, *size, channels), np.uint8))
-    sizes = *image, channels, *size, *kernel
-    return np.array([*sizes, *window.strides, *window.pads, *window.dilations, *others], np.int64)
+    """Check the images, and return what compiled code is told of them, in the order of `_Geometry`."""
+    images, height, width, channels = _image(x)
+    _, out_height, out_width, _ = _image(y)
+    check("pooling", x=(x, x.shape, np.uint8), y=(y, (images, out_height, out_width, channels), np.uint8))
+    top, left, bottom, right = window.pads
+    numbers = {
+        _Geometry.HEIGHT: height, _Geometry.WIDTH: width, _Geometry.CHANNELS: channels,
+        _Geometry.OUT_HEIGHT: out_height, _Geometry.OUT_WIDTH: out_width,
+        _Geometry.ROWS: kernel[0], _Geometry.COLUMNS: kernel[1],
+        _Geometry.STRIDE_DOWN: window.strides[0], _Geometry.STRIDE_RIGHT: window.strides[1],
+        _Geometry.PAD_TOP: top, _Geometry.PAD_LEFT: left,
+        _Geometry.PAD_BOTTOM: bottom, _Geometry.PAD_RIGHT: right,
+        _Geometry.DILATION_DOWN: window.dilations[0], _Geometry.DILATION_RIGHT: window.dilations[1],
+        _Geometry.COUNT_PADDING: count_padding,
+    }  # fmt: skip
+    return np.array([numbers[field] for field in _Geometry], np.int64)
 
 
 @jit
@@ -223,14 +214,17 @@ def _taps(numbers: NDArray[np.int64], row: int, right: int) -> tuple[int, int, i
     `row` is the output row, counted through all images. The last number is what an average divides by if
     padding counts; what lies beyond the padding, with ceil_mode, never does.
     """
-    height, width, channels, oh, _, kh, kw = numbers[:7]
-    image, down = divmod(row, oh)
-    top, left = down * numbers[7] - numbers[9], right * numbers[8] - numbers[10]
-    first_i, last_i = _inside(top, kh, numbers[13], height)
-    first_j, last_j = _inside(left, kw, numbers[14], width)
-    line, column = top + first_i * numbers[13], left + first_j * numbers[14]
-    _, below = _inside(top, kh, numbers[13], height + numbers[11])
-    _, aside = _inside(left, kw, numbers[14], width + numbers[12])
+    height, width, channels = numbers[_Geometry.HEIGHT], numbers[_Geometry.WIDTH], numbers[_Geometry.CHANNELS]
+    dilation_down, dilation_right = numbers[_Geometry.DILATION_DOWN], numbers[_Geometry.DILATION_RIGHT]
+    kh, kw = numbers[_Geometry.ROWS], numbers[_Geometry.COLUMNS]
+    image, down = divmod(row, numbers[_Geometry.OUT_HEIGHT])
+    top = down * numbers[_Geometry.STRIDE_DOWN] - numbers[_Geometry.PAD_TOP]
+    left = right * numbers[_Geometry.STRIDE_RIGHT] - numbers[_Geometry.PAD_LEFT]
+    first_i, last_i = _inside(top, kh, dilation_down, height)
+    first_j, last_j = _inside(left, kw, dilation_right, width)
+    line, column = top + first_i * dilation_down, left + first_j * dilation_right
+    _, below = _inside(top, kh, dilation_down, height + numbers[_Geometry.PAD_BOTTOM])
+    _, aside = _inside(left, kw, dilation_right, width + numbers[_Geometry.PAD_RIGHT])
     source = ((image * height + line) * width + column) * channels
     return source, last_i - first_i, last_j - first_j, below * aside
 
@@ -244,8 +238,9 @@ def _max_pooler(tier: int) -> Any:
     def pool(
         x: NDArray[np.uint8], numbers: NDArray[np.int64], begin: int, end: int, y: NDArray[np.uint8]
     ) -> None:
-        channels, ow = numbers[2], numbers[4]
-        below, aside = numbers[13] * numbers[1] * channels, numbers[14] * channels
+        channels, ow = numbers[_Geometry.CHANNELS], numbers[_Geometry.OUT_WIDTH]
+        below = numbers[_Geometry.DILATION_DOWN] * numbers[_Geometry.WIDTH] * channels
+        aside = numbers[_Geometry.DILATION_RIGHT] * channels
         for row in range(begin, end):
             for right in range(ow):
                 source, rows, columns, _ = _taps(numbers, row, right)
@@ -300,13 +295,14 @@ def _average_pooler(tier: int) -> Any:
         end: int,
         y: NDArray[np.uint8],
     ) -> None:
-        channels, ow = numbers[2], numbers[4]
-        below, aside = numbers[13] * numbers[1] * channels, numbers[14] * channels
+        channels, ow = numbers[_Geometry.CHANNELS], numbers[_Geometry.OUT_WIDTH]
+        below = numbers[_Geometry.DILATION_DOWN] * numbers[_Geometry.WIDTH] * channels
+        aside = numbers[_Geometry.DILATION_RIGHT] * channels
         for row in range(begin, end):
             for right in range(ow):
                 source, rows, columns, padded = _taps(numbers, row, right)
                 place = (row * ow + right) * channels
-                count = np.float32(padded if numbers[15] else max(rows * columns, 1))
+                count = np.float32(padded if numbers[_Geometry.COUNT_PADDING] else max(rows * columns, 1))
                 if wide:
                     _emit_mean(
                         tier, x, source, below, aside, rows, columns, count, floats, y, place, channels
@@ -317,10 +313,10 @@ def _average_pooler(tier: int) -> Any:
                     for i in range(rows):
                         for j in range(columns):
                             tap = np.float32(x[source + i * below + j * aside + c])
-                            total += (tap - floats[0]) * floats[1]
-                    value = np.rint(total / count / floats[2] + floats[3])
-                    value = value if value > floats[4] else floats[4]
-                    y[place + c] = np.uint8(value if value < floats[5] else floats[5])
+                            total += (tap - floats[_Mean.X_ZERO]) * floats[_Mean.X_SCALE]
+                    value = np.rint(total / count / floats[_Mean.Y_SCALE] + floats[_Mean.Y_ZERO])
+                    value = value if value > floats[_Mean.LOWEST] else floats[_Mean.LOWEST]
+                    y[place + c] = np.uint8(value if value < floats[_Mean.HIGHEST] else floats[_Mean.HIGHEST])
 
     return pool
 
@@ -331,7 +327,9 @@ def _emit_mean(
     floats: Any, y: Any, place: Any, channels: Any,
 ) -> None:  # fmt: skip
     lanes = e.lanes(f32)
-    x_zero, x_scale, y_scale, y_zero, low, high = (e.load_spread(floats + 4 * i, f32) for i in range(6))
+    numbers = {field: e.load_spread(floats + 4 * field, f32) for field in _Mean}
+    x_zero, x_scale, y_scale = numbers[_Mean.X_ZERO], numbers[_Mean.X_SCALE], numbers[_Mean.Y_SCALE]
+    y_zero, low, high = numbers[_Mean.Y_ZERO], numbers[_Mean.LOWEST], numbers[_Mean.HIGHEST]
     divisors = e.filled(divisor, f32)
 
     def real(pointer: Any, count: Any) -> Value:
@@ -352,73 +350,3 @@ def _emit_mean(
             store(e, y + (place + c + v * lanes), mean, count)
 
     each_vector(e, channels, lanes, do)
-
-
-@cache
-def _global_average_pooler(tier: int) -> Any:
-    """Return the function that does units `begin` to `end`, blocks of channels, for an instruction set."""
-    wide = INSTRUCTION_SETS[tier].width > 0
-
-    @jit
-    def pool(
-        x: NDArray[np.uint8],
-        numbers: NDArray[np.int64],
-        floats: NDArray[np.float32],
-        blocks: int,
-        begin: int,
-        end: int,
-        y: NDArray[np.uint8],
-    ) -> None:
-        pixels, channels, shift, zero = numbers[0], numbers[1], numbers[2], numbers[3]
-        for unit in range(begin, end):
-            image, block = divmod(unit, blocks)
-            first = block * _CHANNELS
-            count = min(_CHANNELS, channels - first)
-            source, place = image * pixels * channels + first, image * channels + first
-            if wide:
-                _emit_global_mean(tier, x, source, pixels, channels, count, shift, zero, floats, y, place)
-                continue
-            for c in range(count):
-                total = np.int32(-shift)
-                for pixel in range(pixels):
-                    total += np.int32(x[source + pixel * channels + c])
-                value = np.float32(np.int32(total)) * floats[0]
-                value = value if value > floats[1] else floats[1]
-                y[place + c] = np.uint8(np.rint(value if value < floats[2] else floats[2]) + zero)
-
-    return pool
-
-
-@emitted
-def _emit_global_mean(
-    e: Emitter, x: Any, source: Any, pixels: Any, channels: Any, count: Any, shift: Any, zero: Any,
-    floats: Any, y: Any, place: Any,
-) -> None:  # fmt: skip
-    """Sum the bytes of a channel as int16, so many as fit, and these as int32."""
-    lanes = e.lanes(i16)
-    factor, low, high = (e.load_spread(floats + 4 * i, f32) for i in range(3))
-    shifts, zeros = (e.filled(e.number(n, i32), i32) for n in (shift, zero))
-
-    def finish(total: Value) -> Value:
-        value = (total - shifts).signed(f32) * factor
-        return (e.whole(e.smaller(e.larger(value, low), high)) + zeros).signed(i8)
-
-    def do(c: Any, vectors: int, some: Any) -> None:
-        totals = [e.variable(e.zeros(i32)) for _ in range(2 * vectors)]
-        for first in e.range(0, pixels, _BYTES):
-            rest = pixels - first
-            until = first + e.choose(rest < _BYTES, rest, _BYTES)
-            sums = [e.variable(e.zeros(i16)) for _ in range(vectors)]
-            for pixel in e.range(first, until):
-                start = x + (source + pixel * channels + c)
-                for v, total in enumerate(sums):
-                    total += load(e, start + v * lanes, some, i8, lanes).unsigned(i16)
-            for v, total in enumerate(sums):
-                for half in range(2):
-                    totals[2 * v + half] += total.value.part(half, 2).unsigned(i32)
-        means = [finish(total.value) for total in totals]
-        for v in range(vectors):
-            mean = means[2 * v].joined(means[2 * v + 1])
-            store(e, y + (place + c + v * lanes), mean, some)
-
-    each_vector(e, count, lanes, do)

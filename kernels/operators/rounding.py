@@ -24,17 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
-from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i8, i32
+from fgq.kernels.simd.emit import Emitter, Value, emitted, f32, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS, available, index_of
-from fgq.kernels.simd.rows import each_vector, load, store
+from fgq.kernels.simd.rows import each_vector, load, store_activations
 
-_SCALES = 2.0**-100, 2.0**100
-"""Scales for which no step of the corrected quotient overflows or underflows where it matters."""
+LEAST_SCALE, LARGEST_SCALE = np.float32(2.0**-100), np.float32(2.0**100)
+"""Between these scales no step of the corrected quotient overflows, or underflows where it matters."""
 
 
 def rounding_tier(scale: float) -> int:
     """Return the index of this machine's best instruction set that rounds by this scale exactly."""
-    exact = _SCALES[0] <= np.float32(scale) <= _SCALES[1]
+    exact = LEAST_SCALE <= np.float32(scale) <= LARGEST_SCALE
     return index_of(available()[0] if exact else INSTRUCTION_SETS[-1])
 
 
@@ -72,21 +72,13 @@ def rounding(e: Emitter, scale: Any, zero: Any, lowest: Any, highest: Any) -> Ca
     return rounded
 
 
-def store_activations(e: Emitter, pointer: Any, values: list[Value], count: Any) -> None:
-    """Store int32 lanes, all 0..255, as bytes: those of four vectors, of one, or the first `count` of one."""
-    if len(values) == 4:
-        e.store(pointer, e.packed(values))
-    else:
-        store(e, pointer, values[0].signed(i8), count)
-
-
 @cache
 def rounder(tier: int) -> Any:
     """Return the function that quantizes rows, for an instruction set.
 
-    ``quantize(x, x_place, x_pitch, rows, count, scale, numbers, out, out_place, out_pitch)`` takes `count`
-    elements of each row; pitches lead from row to row, and `numbers` are zero point, lowest and highest
-    activation, int64 [3].
+    ``quantize(x, x_place, x_pitch, rows, count, scale, zero, lowest, highest, out, out_place, out_pitch)``
+    takes `count` elements of each row; pitches are the distances between the beginnings of rows. NaN becomes
+    `lowest`.
     """
     wide = INSTRUCTION_SETS[tier].width > 0
 
@@ -98,19 +90,20 @@ def rounder(tier: int) -> Any:
         rows: int,
         count: int,
         scale: np.float32,
-        numbers: NDArray[np.int64],
+        zero: int,
+        lowest: int,
+        highest: int,
         out: NDArray[np.uint8],
         out_place: int,
         out_pitch: int,
     ) -> None:
         if wide:
             _emit_quantize(
-                tier, x, x_place, x_pitch, rows, count, scale, numbers[0], numbers[1], numbers[2],
+                tier, x, x_place, x_pitch, rows, count, scale, zero, lowest, highest,
                 out, out_place, out_pitch,
             )  # fmt: skip
             return
-        zero = numbers[0]
-        low, high = np.float32(numbers[1] - zero), np.float32(numbers[2] - zero)
+        low, high = np.float32(lowest - zero), np.float32(highest - zero)
         for row in range(rows):
             first, place = x_place + row * x_pitch, out_place + row * out_pitch
             for k in range(count):

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fgq.kernels._jit import jit
-from fgq.kernels.products.driver import ALIGNMENT, aligned, held
+from fgq.kernels.products.driver import ALIGNMENT, aligned
 from fgq.kernels.products.epilogue import Epilogue, finisher
 from fgq.kernels.products.gather import Geometry, emit_run
 from fgq.kernels.products.weights import Weight, zero_point_bias
@@ -113,27 +113,6 @@ def prepare(
         window=window,
         isa=isa,
     )
-
-
-def run(
-    prepared: Depthwise,
-    x: NDArray[np.uint8],
-    epilogue: Epilogue,
-    residual: NDArray[Any] | None,
-    threads: int,
-) -> NDArray[Any]:
-    """Convolve; arguments as in :func:`bind`.
-
-    Returns
-    -------
-    ndarray, shape (B, OH, OW, M)
-        Of the epilogue's dtype.
-    """
-    job = _job_of(prepared, x.shape)
-    out = np.empty((len(x), *job.size, prepared.bias.size), epilogue.dtype)
-    scratch = held.borrow(*scratch_shape(prepared, x.shape, threads))
-    bind(prepared, x, epilogue, residual, out, scratch)()
-    return out
 
 
 def scratch_shape(prepared: Depthwise, shape: tuple[int, ...], threads: int) -> tuple[int, int]:

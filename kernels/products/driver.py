@@ -235,16 +235,17 @@ def plan_job(engine: Engine, geometry: Geometry, outputs: int, threads: int) -> 
     )
 
 
-def drive(
+def bind(
     job: Job,
     weights: tuple[NDArray[Any], ...],
     x: NDArray[np.uint8],
     bias: NDArray[np.int32],
     epilogue: Epilogue,
     out: NDArray[Any],
-    residual: NDArray[Any] | None = None,
-) -> None:
-    """Run a layer.
+    residual: NDArray[Any] | None,
+    scratch: NDArray[np.uint8],
+) -> Callable[[], None]:
+    """Return the call that runs a layer on these arrays, which a network makes again and again.
 
     Parameters
     ----------
@@ -262,24 +263,6 @@ def drive(
         Written, C order.
     residual : ndarray, shape of `out`, optional
         Added by the epilogue.
-    """
-    bind(job, weights, x, bias, epilogue, out, residual, held.borrow(job.threads, job.scratch_bytes))()
-
-
-def bind(
-    job: Job,
-    weights: tuple[NDArray[Any], ...],
-    x: NDArray[np.uint8],
-    bias: NDArray[np.int32],
-    epilogue: Epilogue,
-    out: NDArray[Any],
-    residual: NDArray[Any] | None,
-    scratch: NDArray[np.uint8],
-) -> Callable[[], None]:
-    """Return the call of :func:`drive` for these arrays, which a network makes again and again.
-
-    Parameters
-    ----------
     scratch : ndarray of uint8, shape (job.threads, job.scratch_bytes)
         Memory that holds nothing between calls.
     """

@@ -28,9 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fgq.errors import KernelError
 from fgq.kernels._jit import jit
-from fgq.kernels.boundary import ready
+from fgq.kernels.boundary import check_range, ready
 from fgq.kernels.simd.emit import Emitter, Pointer, Value, emitted, f32, i8, i32
 from fgq.kernels.simd.isa import INSTRUCTION_SETS
+from fgq.kernels.simd.rows import each_vector, load, store, store_activations
 
 ROUND = np.float32(1.5 * 2**23)
 """Floats near this one are 1 apart: adding it rounds |v| < 2**22 to an integer, half to even."""
@@ -87,7 +88,7 @@ class Sums(Epilogue):
 
 @dataclass(frozen=True, eq=False)
 class Dequantize(Epilogue):
-    """Real values, ``clip(float32(acc) * scale[m] + shift[m] + residual, lowest, highest)``.
+    """Real values, ``clip(float32(acc) * scale[m] + shift[m] + residual, lowest, highest)``; NaN stays NaN.
 
     Parameters
     ----------
@@ -161,7 +162,7 @@ class QuantizedAdd:
 
     def __post_init__(self) -> None:
         for zero in (self.zero_point, self.residual_zero_point, self.sum_zero_point):
-            _check_range(self.lowest, self.highest, zero)
+            check_range(self.lowest, self.highest, zero)
         for scale in (self.scale, self.residual_scale, self.sum_scale):
             if not 0 < scale < np.inf:
                 raise KernelError(f"scale: found {scale}, wanted a positive number")
@@ -210,7 +211,7 @@ class Requantize(Epilogue):
     dtype = np.uint8
 
     def __post_init__(self) -> None:
-        _check_range(self.lowest, self.highest, self.zero_point)
+        check_range(self.lowest, self.highest, self.zero_point)
 
     @property
     def residual_dtype(self) -> type[np.generic] | None:  # type: ignore[override]
@@ -238,13 +239,6 @@ class Requantize(Epilogue):
     def floats(self) -> NDArray[np.float32]:
         """See :class:`Epilogue`."""
         return _NO_FLOATS if self.add is None else self.add.floats
-
-
-def _check_range(lowest: int, highest: int, zero_point: int) -> None:
-    if not (0 <= lowest <= highest <= 255 and 0 <= zero_point <= 255):
-        raise KernelError(
-            f"activations: found range {lowest}..{highest} and zero point {zero_point}, wanted them in 0..255"
-        )
 
 
 def _per_output(name: str, given: ArrayLike, outputs: int) -> NDArray[np.float32]:
@@ -309,10 +303,6 @@ def finisher(tier: int) -> Any:
     return finish
 
 
-_TOGETHER = 4
-"""Vectors of sums that make one vector of activations."""
-
-
 class _Tile:
     """Goes over the vectors of a tile, down its columns: what belongs to a channel is loaded once."""
 
@@ -329,18 +319,14 @@ class _Tile:
         """Emit ``finish(sums, factors, place, count)`` for the vectors of each row, biases added.
 
         `sums` and `factors` are lists of four neighbouring vectors or of one, factors in pairs with shifts
-        where there are such; `place` is where the first
-        belongs in the result; `count` is None, or how many lanes there are of a vector cut short.
+        where there are such; `place` is where the first belongs in the result; `count` is None, or how many
+        lanes there are of a vector cut short.
         """
-        e, lanes = self.e, self.lanes
-        some = self.outputs - (self.outputs & (_TOGETHER * lanes - 1))
-        whole = self.outputs - (self.outputs & (lanes - 1))
-        for m in e.range(0, some, _TOGETHER * lanes):
-            self._down([m + i * lanes for i in range(_TOGETHER)], None, finish)
-        for m in e.range(some, whole, lanes):
-            self._down([m], None, finish)
-        with e.when(whole < self.outputs):
-            self._down([whole], self.outputs - whole, finish)
+
+        def do(k: Any, vectors: int, count: Any) -> None:
+            self._down([k + i * self.lanes for i in range(vectors)], count, finish)
+
+        each_vector(self.e, self.outputs, self.lanes, do)
 
     def _down(self, columns: list[Value], count: Any, finish: Any) -> None:
         biases = [self.load(self.bias + (self.channel + m) * 4, count, i32) for m in columns]
@@ -359,25 +345,12 @@ class _Tile:
 
     def load(self, pointer: Pointer, count: Any, element: Any) -> Value:
         """Load a vector's lanes, as many as there are."""
-        if count is None:
-            return self.e.load(pointer, element, self.lanes)
-        return self.e.load_first(pointer, count, element, self.lanes)
+        return load(self.e, pointer, count, element, self.lanes)
 
     def store(self, pointer: Pointer, values: list[Value], count: Any) -> None:
-        """Store vectors one behind the other, or as many lanes of one as there are."""
-        size = 1 if values[0].element == i8 else 4
+        """Store vectors of four-byte lanes one behind the other, or as many lanes of one as there are."""
         for i, value in enumerate(values):
-            if count is None:
-                self.e.store(pointer + i * self.lanes * size, value)
-            else:
-                self.e.store_first(pointer, value, count)
-
-    def store_activations(self, pointer: Pointer, values: list[Value], count: Any) -> None:
-        """Store int32 lanes, all 0..255, as bytes."""
-        if len(values) == _TOGETHER:
-            self.e.store(pointer, self.e.packed(values))
-        else:
-            self.store(pointer, [value.signed(i8) for value in values], count)
+            store(self.e, pointer + i * self.lanes * 4, value, count)
 
 
 @emitted
@@ -398,7 +371,7 @@ def _emit_floats(
     low, high = e.filled(lowest, f32), e.filled(highest, f32)
 
     def clip(value: Value) -> Value:
-        return e.smaller(e.larger(value, low), high)
+        return e.smaller(high, e.larger(low, value))  # the second operand where one is NaN
 
     def alone(sums: list[Value], factors: list[Any], place: Any, count: Any) -> None:
         pairs = zip(sums, factors, strict=True)
@@ -436,7 +409,7 @@ def _emit_activations(
         values = [
             _requantized(e, acc, factor, zeros, low, high) for acc, factor in zip(sums, factors, strict=True)
         ]
-        tile.store_activations(out + place, values, count)
+        store_activations(e, out + place, values, count)
 
     tile.each(finish)
 
@@ -467,7 +440,7 @@ def _emit_additions(
             add(acc, factor, place + i * tile.lanes, count)
             for i, (acc, factor) in enumerate(zip(sums, factors, strict=True))
         ]
-        tile.store_activations(out + place, values, count)
+        store_activations(e, out + place, values, count)
 
     tile.each(finish)
 
@@ -501,8 +474,8 @@ def _finish(
                 value += factors[bias.size + channel + m]
                 if residual.size > 0:
                     value += added[begin + m]
-                value = value if value > lowest else lowest
-                real[begin + m] = value if value < highest else highest
+                value = lowest if value < lowest else value  # NaN stays NaN
+                real[begin + m] = highest if value > highest else value
         else:
             zero, low, high = np.int32(integers[1]), np.float32(integers[2]), np.float32(integers[3])
             for m in range(outputs):

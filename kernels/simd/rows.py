@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fgq.kernels.simd.emit import Emitter, Pointer, Type, Value
+from fgq.kernels.simd.emit import Emitter, Pointer, Type, Value, i8
 
 
 def each_vector(
@@ -51,3 +51,11 @@ def store(e: Emitter, pointer: Pointer, value: Any, count: Any) -> None:
         e.store(pointer, value)
     else:
         e.store_first(pointer, value, count)
+
+
+def store_activations(e: Emitter, pointer: Pointer, values: list[Value], count: Any) -> None:
+    """Store int32 lanes, all 0..255, as bytes: those of four vectors, of one, or the first `count` of one."""
+    if len(values) == 4:
+        e.store(pointer, e.packed(values))
+    else:
+        store(e, pointer, values[0].signed(i8), count)

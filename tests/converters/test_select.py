@@ -3,7 +3,7 @@ import pytest
 
 from fgq import convert
 from fgq.config import ConversionConfig, Misfit
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.converters.select import Choice, choose_schemes

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fgq.data.samples import InputSpec, as_samples
+from fgq.data.inputs import InputSpec
+from fgq.data.samples import as_samples
 from fgq.errors import DataError
 from fgq.eval.accuracy import BATCH, top1
 

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fgq.data.samples import LABELS, Samples, as_samples, input_specs
+from fgq.data.array_checks import LABELS
+from fgq.data.inputs import input_specs
+from fgq.data.samples import Samples, as_samples
 from fgq.errors import DataError
 from fgq.eval import characters, tables
 from fgq.eval.datasets import open_dataset

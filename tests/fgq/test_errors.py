@@ -57,7 +57,7 @@ def test_nothing_else_leaves_a_session(model, monkeypatch):
 
 
 def test_nothing_else_leaves_a_conversion(model, monkeypatch):
-    monkeypatch.setattr("fgq.conversion.pipeline.find_layers", failing(ZeroDivisionError("by zero")))
+    monkeypatch.setattr("fgq.conversion.prepared.find_layers", failing(ZeroDivisionError("by zero")))
     with pytest.raises(ModelError, match=r"model: found something .* \(ZeroDivisionError: by zero\)"):
         convert(model, activations="none")
 

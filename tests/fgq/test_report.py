@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from fgq.converters.layers import products_of_sum
+from fgq.converters.float_layers import products_of_sum
 from fgq.format.packing import pack_codes
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.quantization.weights import quantize_weight

@@ -24,7 +24,7 @@ from drawing import Drawn, Feeds, draw, session, usable
 from workers import Case, Outcome, kind_of, plain, stage
 
 import fgq
-from fgq.conversion import pipeline
+from fgq.conversion import calibrated as calibration_stage
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import FgqError
@@ -241,10 +241,10 @@ def draw_options(rng: np.random.Generator) -> dict[str, Any]:
         options["first_last_int8"] = False
     kind = rng.random()
     if kind < 0.14:
-        options |= {"recipe": "omse-int4", "weights": "int8"}
+        options |= {"recipe": "omse", "weights": "int8"}
     elif kind < 0.19:
         options |= {
-            "recipe": "omse-int4",
+            "recipe": "omse",
             "granularity": str(rng.choice(["layer", "filter", "kernel", "group"])),
         }
     elif kind < 0.25:
@@ -274,13 +274,13 @@ def convert(drawn: Drawn, options: dict[str, Any], *, exact_ranges: bool) -> Any
     """Convert; where `exact_ranges` is False, ranges are those of the data, which are found at once."""
     calibrated = options["activations"] in ("int8", "int4") or options["recipe"] != "fgq"
     calibration = iter(drawn.samples) if calibrated else None
-    kept = pipeline.choose_quantizer
+    kept = calibration_stage.choose_quantizer
     if not exact_ranges:
-        pipeline.choose_quantizer = _widest  # type: ignore[assignment]
+        calibration_stage.choose_quantizer = _widest  # type: ignore[assignment]
     try:
         return fgq.convert(drawn.model, calibration=calibration, **options)
     finally:
-        pipeline.choose_quantizer = kept
+        calibration_stage.choose_quantizer = kept
 
 
 def _widest(histogram: StreamingHistogram, scheme: ActivationScheme) -> Quantizer:

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fgq.data.inputs import InputSpec
 from fgq.data.npz import read_array, read_headers
-from fgq.data.samples import InputSpec, load_samples
+from fgq.data.sample_files import load_samples
 from fgq.errors import FgqError
 
 X = np.arange(60, dtype=np.float32).reshape(5, 4, 3)

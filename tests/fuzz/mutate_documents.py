@@ -33,7 +33,7 @@ from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
 from fgq.config import ConversionConfig, read_config
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model

@@ -16,7 +16,8 @@ import functools
 import mmap
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from comparison import Reference, compare, distance
 from drawing import Array, Feeds, draw
 from graphs import convert, draw_options, valid_feeds
 from mutating import byte_by_byte, field_by_field
-from stated import is_misread_somewhere, quantizes_nan
+from stated import adds_by_address, is_misread_somewhere, quantizes_nan
 from workers import Case, Outcome, judge, run_cases, stage
 
 import fgq
@@ -194,7 +195,10 @@ def run_file(
     """Load and run a file in both engines."""
     stage("Session")
     try:
-        session = fgq.Session(data, threads=1, allow_float=allow_float, fallback=fallback)
+        open_file = functools.partial(
+            fgq.Session, data, threads=1, allow_float=allow_float, fallback=fallback
+        )
+        session = open_file()
     except Exception as error:
         return judge(error, index, "Session")
     given = [found for one in feeds if (found := _feeds(session, one, rng)) is not None]
@@ -202,11 +206,13 @@ def run_file(
     for one in given:
         stage("run")
         try:
-            first = session.run(None, {name: guarded(array) for name, array in one.items()})
-            second = session.run(None, one)
+            first, second = _run_twice(session, one)
+            if not _same(first, second) and adds_by_address(onnx.ModelProto.FromString(data)):
+                with _begun_at_multiples_of(16):
+                    first, second = _run_twice(open_file(), one)
         except Exception as error:
             return judge(error, index, "run")
-        if not all(map(_same, first, second)):
+        if not _same(first, second):
             return Outcome(index, "difference", "the second run", _hex(data))
         ours.append(first)
     stage("onnxruntime load")
@@ -242,7 +248,16 @@ def run_file(
     return Outcome(index, "ok", "runs")
 
 
-def _same(one: Any, other: Any) -> bool:
+def _run_twice(session: fgq.Session, feeds: Feeds) -> tuple[list[Any], list[Any]]:
+    first = session.run(None, {name: guarded(array) for name, array in feeds.items()})
+    return first, session.run(None, feeds)
+
+
+def _same(ones: Sequence[Any], others: Sequence[Any]) -> bool:
+    return all(map(_is_same, ones, others))
+
+
+def _is_same(one: Any, other: Any) -> bool:
     if not isinstance(one, np.ndarray) or one.dtype.kind == "O":
         return True
     return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
@@ -288,14 +303,27 @@ def guarded(array: Array) -> Array:
     begin = np.frombuffer(memory, np.uint8).ctypes.data
     if _LIBRARY.mprotect(ctypes.c_void_p(begin + size), mmap.PAGESIZE, 0):
         raise OSError(ctypes.get_errno(), "mprotect")
-    # bytes may hold the scales of rows (`fgq.kernels.operators.dynamic.Rows`), which lie at multiples of four
-    place = (size - array.nbytes) // 4 * 4
+    place = (size - array.nbytes) // _multiple * _multiple
     copy = np.frombuffer(memory, array.dtype, array.size, place).reshape(array.shape)
     copy[...] = array
     return copy
 
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
+
+_multiple = 4
+"""Where guarded arrays begin: bytes may hold the scales of rows (`fgq.kernels.operators.dynamic.Rows`)."""
+
+
+@contextmanager
+def _begun_at_multiples_of(count: int) -> Iterator[None]:
+    """Let guarded arrays begin at multiples of so many bytes; a few more than theirs may then be read."""
+    global _multiple
+    before, _multiple = _multiple, count
+    try:
+        yield
+    finally:
+        _multiple = before
 
 
 def guard() -> None:

@@ -1,4 +1,4 @@
-"""What docs/runtime.md states of single files, recognised in them: NaN that is quantized, scales misread."""
+"""What docs/runtime.md states of single files, recognised in them: quantized NaN, misread scales, sums."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import onnx_ir as ir
 from drawing import Feeds, session
 
 from fgq.runtime.misread import is_misread
+
+_SUMS_BY_ADDRESS = (
+    "GroupNormalization",
+    "InstanceNormalization",
+    "MeanVarianceNormalization",
+    "ReduceMean",
+    "ReduceSum",
+)
 
 _QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear", "QuantizeTokens")
 
@@ -32,3 +40,10 @@ def quantizes_nan(model: onnx.ModelProto, feeds: Feeds) -> bool:
 def is_misread_somewhere(model: onnx.ModelProto) -> bool:
     """Tell whether onnxruntime's integer operators compute something else than a model says."""
     return any(is_misread(node) for node in ir.from_proto(model).graph.all_nodes())
+
+
+def adds_by_address(model: onnx.ModelProto) -> bool:
+    """Tell whether onnxruntime adds up in an order that depends on where an array begins."""
+    found = ir.from_proto(model)
+    graphs = (found.graph, *(function.graph for function in found.functions.values()))
+    return any(node.op_type in _SUMS_BY_ADDRESS for graph in graphs for node in graph.all_nodes())

@@ -5,13 +5,11 @@ import onnx
 import pytest
 
 import fgq
-from fgq import config
 from fgq.format import container
 from fgq.format.packing import pack_codes, per_byte, unpack_codes
 from fgq.plan.options import memory_bits
 from fgq.quantization.scheme import CODE_SPECS, Codes, CodeSpec, WeightScheme
 from fgq.quantization.weights import quantize_weight
-from fgq.support.schema import optional
 
 RNG = np.random.default_rng(0)
 MODEL = """(float[N,3,8,8] x) => (float y) {
@@ -40,7 +38,6 @@ def int3(monkeypatch):
     monkeypatch.setitem(CODE_SPECS, member, CodeSpec(largest=3, memory_bits=3, planned=False))
     # what is made of the table when the module is loaded
     monkeypatch.setattr(container, "PACKED", (*container.PACKED, member))
-    monkeypatch.setitem(config._KINDS, "weights", optional(config.choice(Codes)))
     return member
 
 

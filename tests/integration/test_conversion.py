@@ -230,7 +230,7 @@ def test_additions_far_larger_than_the_products_before_them(make_model, check_in
     check_integers(result.model, feeds, rtol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["fgq", "calibrated", "omse-int4"])
+@pytest.mark.parametrize("recipe", ["fgq", "calibrated", "omse"])
 @pytest.mark.parametrize("layer", ["y = Gemm(x, w, k)", "a = MatMul(x, w)  y = Add(a, k)"])
 def test_the_bias_of_a_layer_without_weights(make_model, run, layer, recipe):
     weights = {"w": np.zeros((16, 5), np.float32), "k": normal(5)}
@@ -239,9 +239,7 @@ def test_the_bias_of_a_layer_without_weights(make_model, run, layer, recipe):
         z = Gemm(y, v)
     }}"""
     model, feeds = make_model(text, weights | {"v": np.eye(5, dtype=np.float32)}), {"x": 20 * normal(64, 16)}
-    result = convert(
-        model, calibration=feeds, recipe=recipe, weights="int8" if recipe == "omse-int4" else None
-    )
+    result = convert(model, calibration=feeds, recipe=recipe, weights="int8" if recipe == "omse" else None)
     (wanted,) = run(model, feeds)
     # a step of 8 bits each for the values between and for the weights behind
     most = np.abs(wanted).max() / 100

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 
 from fgq.kernels.products import driver
-from fgq.kernels.products.driver import drive, plan_job
+from fgq.kernels.products.driver import Job, aligned, bind, plan_job
 from fgq.kernels.products.epilogue import Sums
 from fgq.kernels.products.gather import Geometry
 from fgq.kernels.products.weights import zero_point_bias
@@ -28,6 +28,12 @@ def interpreted_loop() -> Iterator[None]:
 
     with mock.patch.object(driver, "compose", interpreted), mock.patch.object(driver, "add", interpreted_add):
         yield
+
+
+def drive(job: Job, weights, x, bias, epilogue, out, residual=None) -> None:
+    """Run a layer once, with scratch of its own."""
+    scratch = aligned((job.threads, job.scratch_bytes), np.uint8)
+    bind(job, weights, x, bias, epilogue, out, residual, scratch)()
 
 
 def run_engine(prepare, weight, isa, x, *, compact, bias=None, x_zero=0, window=None, threads=1):

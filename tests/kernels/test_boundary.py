@@ -5,13 +5,16 @@ import pytest
 
 from fgq.errors import KernelError
 from fgq.kernels import Plane, Sums, Weight, Window
-from fgq.kernels.boundary import check, ready
+from fgq.kernels.boundary import check, check_range, ready
 from fgq.kernels.operators.concat import Concat
 from fgq.kernels.operators.dynamic import NUMBERS_BYTES, Rows, bind_multiply, bind_quantize
 from fgq.kernels.operators.elementwise import Add
+from fgq.kernels.operators.gelu import Gelu
+from fgq.kernels.operators.global_average import GlobalAveragePool
+from fgq.kernels.operators.layer_norm import LayerNorm
 from fgq.kernels.operators.lookup import Lookup
-from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
-from fgq.kernels.operators.transformer import Gelu, LayerNorm, Softmax
+from fgq.kernels.operators.pooling import AveragePool, MaxPool
+from fgq.kernels.operators.softmax import Softmax
 from fgq.kernels.products.layer import Layer
 
 U8, F32 = np.uint8, np.float32
@@ -52,6 +55,17 @@ def astray(array):
 def test_what_does_not_fit(array, message):
     with pytest.raises(KernelError, match=message):
         check("kernel", y=(None, (9,), U8), x=(array, (3, 2), F32))
+
+
+@pytest.mark.parametrize("numbers", [(9, 2, 0), (0, 256, 0), (-1, 255, 0), (0, 255, 256), (0, 255, -1)])
+def test_ranges_that_bytes_cannot_hold(numbers):
+    with pytest.raises(KernelError, match=f"range {numbers[0]}..{numbers[1]} and zero point {numbers[2]}"):
+        check_range(*numbers)
+
+
+@pytest.mark.parametrize("numbers", [(0, 255, 0), (7, 7, 200), (0, 15, 255)])
+def test_ranges_within_bytes(numbers):
+    check_range(*numbers)
 
 
 @pytest.mark.parametrize("array", [real(2, 3).T, frozen(real(3, 2)), astray(real(3, 2)), real(3, 2)])
@@ -113,6 +127,7 @@ TABLE = np.arange(256, dtype=U8)
         lambda: Add(image(3, 2).T, image(2, 3), image(2, 3), **PAIR),
         lambda: MaxPool(image(1, 4, 4, 2), image(2, 4, 4, 2), (1, 1), Window()),
         lambda: MaxPool(image(1, 4, 4, 2).transpose(0, 2, 1, 3), image(1, 4, 4, 2), (1, 1), Window()),
+        lambda: MaxPool(image(1, 4, 4, 2), image(1, 4, 4, 2), (1, 1), Window(), lowest=9, highest=2),
         lambda: MaxPool(image(4, 4, 2), image(1, 4, 4, 2), (1, 1), Window()),
         lambda: AveragePool(real(1, 4, 4, 2), image(1, 4, 4, 2), (1, 1), Window(), **QUANTIZERS),
         lambda: GlobalAveragePool(image(2, 4, 4, 2), image(1, 1, 1, 4), **QUANTIZERS),

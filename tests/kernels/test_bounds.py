@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines import before_a_forbidden_page as guarded
+from engines import drive
 from layers import draw_activations, draw_bias, draw_weight, fitting_size, wanted_sums
 from test_every_kernel import HERE, Forced, by_name
 
 from fgq.kernels import Dequantize, QuantizedAdd, Requantize, Sums, Window
 from fgq.kernels.products import driver
-from fgq.kernels.products.driver import drive, plan_job
+from fgq.kernels.products.driver import plan_job
 from fgq.kernels.products.gather import Geometry
 from fgq.kernels.products.layer import Layer
 

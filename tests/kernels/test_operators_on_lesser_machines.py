@@ -10,7 +10,10 @@ import pytest
 from fgq.kernels.simd.isa import BY_NAME, machine_features
 
 HERE = Path(__file__).parent
-FILES = ("concat", "elementwise", "layouts", "lookup", "pooling", "resize", "rounding", "transformer")
+FILES = (
+    "activations", "concat", "elementwise", "gelu", "global_average", "layer_norm", "lookup", "pooling",
+    "rounding", "softmax", "transpose",
+)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -22,7 +25,7 @@ def test_they_pass(isa):
         pytest.skip("this machine cannot run such code")
     features = set(BY_NAME["amx"].features) | {"avxvnni", "evex512"}
     listed = [f"{'+' if name in isa.features else '-'}{name}" for name in sorted(features)]
-    files = [str(HERE / f"test_{name}.py") for name in FILES]
+    files = [str(HERE / "operators" / f"test_{name}.py") for name in FILES]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-x", *files],
         env=os.environ | {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ",".join(listed)},

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from fgq.converters.biases import find_bias
-from fgq.converters.layers import Layer
+from fgq.converters.float_layers import Layer
 from fgq.recipes.pieces import reads
 from fgq.recipes.reconstruct.operators import unsupported
 

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from fgq.data.samples import Feed
 from fgq.quantization.tensor import QuantizedTensor
+from fgq.recipes.layerwise import Network
 from fgq.recipes.moments import Float
-from fgq.recipes.network import Task
 from fgq.recipes.pieces import Piece, Replacement
 from fgq.recipes.reconstruct.training import squared_errors
 
 
-def output_errors(
-    model: ir.Model,
-    float_model: ir.Model,
-    tasks: Sequence[Task],
-    weights: Mapping[ir.Node, QuantizedTensor],
-    feeds: Sequence[Feed],
-) -> Float:
+def output_errors(network: Network, weights: Mapping[ir.Node, QuantizedTensor]) -> Float:
     """Return ``sum (y' - y)^2`` of each sample and each real output of a network.
 
     Parameters
     ----------
-    model : onnx_ir.Model
-        With quantizers inserted.
-    float_model : onnx_ir.Model
-        The same before quantizers were inserted.
-    tasks : sequence of Task
+    network : Network
     weights : mapping of onnx_ir.Node to QuantizedTensor
-        What the tasks' layers read in place of float weights.
-    feeds : sequence of feed
+        What the layers read in place of float weights.
 
     Returns
     -------
@@ -41,11 +29,11 @@ def output_errors(
     """
     replaced = {
         task.layer.node: Replacement(task.layer.weight_index, weights[task.layer.node].dequantize())
-        for task in tasks
+        for task in network.tasks
     }
-    found, exact = _outputs(model, replaced), _outputs(float_model, {})
+    found, exact = _outputs(network.model, replaced), _outputs(network.float_model, {})
     parts = []
-    for feed in feeds:
+    for feed in network.feeds:
         pairs = zip(found(dict(feed)).values(), exact(dict(feed)).values(), strict=True)
         real = [(y, y0) for y, y0 in pairs if isinstance(y0, np.ndarray) and y0.dtype.kind == "f"]
         parts.append(squared_errors(real))

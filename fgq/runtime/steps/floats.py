@@ -10,7 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.graph.queries import constant, is_operator, is_read, sole_reader, sole_use
-from fgq.kernels.operators.transformer import Gelu, LayerNorm, Softmax
+from fgq.kernels.operators.gelu import Gelu
+from fgq.kernels.operators.layer_norm import LayerNorm
+from fgq.kernels.operators.softmax import Softmax
 from fgq.kernels.products.driver import aligned
 from fgq.runtime.orders import Order
 from fgq.runtime.quantizers import Requantization, read_result
@@ -50,24 +52,26 @@ class GeluStep(_FloatStep):
     source, result : onnx_ir.Value
     made : Requantization or None
         None where the result stays float.
+    tanh : bool
+        Whether it is the form with tanh.
     """
 
     kernel = "gelu"
 
     def __init__(
-        self, node: ir.Node, source: ir.Value, result: ir.Value, made: Requantization | None
+        self, node: ir.Node, source: ir.Value, result: ir.Value, made: Requantization | None, *, tanh: bool
     ) -> None:
         super().__init__(node, (source,), result)
-        self._made = made
+        self._made, self._tanh = made, tanh
         self.dtype = np.float32 if made is None else np.uint8
 
     def bind(self, arrays: Sequence[Array], out: Array, scratch: NDArray[np.uint8], threads: int) -> Call:
         """See `Step`."""
         if self._made is None:
-            return Gelu(arrays[0], out, threads=threads)
+            return Gelu(arrays[0], out, tanh=self._tanh, threads=threads)
         quantizer = self._made.quantizer
         return Gelu(
-            arrays[0], out, y_scale=quantizer.scale, y_zero=quantizer.zero_point,
+            arrays[0], out, tanh=self._tanh, y_scale=quantizer.scale, y_zero=quantizer.zero_point,
             lowest=self._made.lowest, highest=self._made.highest, threads=threads,
         )  # fmt: skip
 
@@ -147,7 +151,9 @@ def find_real_operators(scope: Scope) -> Iterator[Step]:
 
 def read_gelu(node: ir.Node) -> GeluStep | None:
     """Recognise a GELU of real values: the operator, or its formula around an Erf."""
-    if is_operator(node, "Gelu") and node.attributes.get_string("approximate", "none") == "none":
+    form = "none"
+    if is_operator(node, "Gelu"):
+        form = node.attributes.get_string("approximate", "none")
         source, result = node.inputs[0], node.outputs[0]
     elif is_operator(node, "Erf"):
         found = _gelu_around(node)
@@ -156,9 +162,9 @@ def read_gelu(node: ir.Node) -> GeluStep | None:
         source, result = found
     else:
         return None
-    if source is None or source.dtype != ir.DataType.FLOAT:
+    if source is None or source.dtype != ir.DataType.FLOAT or form not in ("none", "tanh"):
         return None
-    return GeluStep(node, source, *read_result(result))
+    return GeluStep(node, source, *read_result(result), tanh=form == "tanh")
 
 
 def read_layer_norm(node: ir.Node) -> LayerNormStep | None:

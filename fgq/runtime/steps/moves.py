@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fgq.graph.queries import constant, is_operator
+from fgq.kernels.operators.transpose import Transpose
 from fgq.runtime.orders import Order, after_transpose, between
 from fgq.runtime.quantizers import read_quantized, read_result
 from fgq.runtime.steps.registry import operator
@@ -59,6 +61,11 @@ class ReorderStep(Step):
         """See `Step`."""
         view = self._view(arrays[0])
         if not self._flipped:
+            matrices = _matrices(between(self._from, self._to, view.ndim), view.shape)
+            if matrices is not None and view.itemsize == 1 and arrays[0].flags.carray and out.flags.carray:
+                count, rows, columns = matrices
+                x, y = arrays[0].view(np.uint8), out.view(np.uint8)
+                return Transpose(x.reshape(count, columns, rows), y.reshape(matrices), threads)
             return lambda: np.copyto(out, view)
         from_bytes, to_bytes = view.view(np.uint8), out.view(np.uint8)
         return lambda: np.bitwise_xor(from_bytes, np.uint8(128), out=to_bytes)  # type: ignore[return-value]
@@ -68,6 +75,27 @@ class ReorderStep(Step):
         if order is not None:
             check_rank(self.name, array.shape, len(order))
         return array.transpose(between(self._from, self._to, array.ndim))
+
+
+def _matrices(permutation: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """Return the shape as matrices of what is transposed, None where more moves than two blocks of axes.
+
+    Parameters
+    ----------
+    permutation : tuple of int
+        That brings an array into another order of axes.
+    shape : tuple of int
+        Of the result.
+    """
+    rank, kept = len(permutation), 0
+    while kept < rank and permutation[kept] == kept:
+        kept += 1
+    if kept == rank:
+        return None
+    split = rank + kept - permutation[kept]
+    if permutation[kept:] != (*range(permutation[kept], rank), *range(kept, permutation[kept])):
+        return None
+    return math.prod(shape[:kept]), math.prod(shape[kept:split]), math.prod(shape[split:])
 
 
 class TransposeStep(Step):

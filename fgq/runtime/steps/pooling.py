@@ -14,7 +14,8 @@ from fgq.errors import DataError
 from fgq.graph.queries import is_operator
 from fgq.graph.windows import may_crop, read_window
 from fgq.kernels import Window
-from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.global_average import GlobalAveragePool
+from fgq.kernels.operators.pooling import AveragePool, MaxPool
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Quantized, Requantization, overflows, read_quantized, read_result
 from fgq.runtime.steps.registry import operator

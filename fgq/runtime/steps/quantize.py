@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fgq.graph.queries import is_operator
 from fgq.kernels.boundary import check
-from fgq.kernels.operators.activations import Quantize
+from fgq.kernels.operators.activations import QuantizeLinear
 from fgq.runtime.orders import Order, channels_last
 from fgq.runtime.quantizers import Requantization, read_clipped, read_quantized
 from fgq.runtime.steps.lookup import read_lookup
@@ -76,11 +76,10 @@ class QuantizeStep(Step):
         """See `Runnable`."""
         made = self._made
         check("quantize", out=(out, self._made_shape(shape), np.uint8))
-        quantize = Quantize(
-            made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
+        return QuantizeLinear(
+            out, made.quantizer.scale, made.quantizer.zero_point, made.lowest, made.highest,
             image=self._image, threads=threads,
         )  # fmt: skip
-        return lambda values: quantize(values, out)
 
 
 def read_quantize(node: ir.Node) -> QuantizeStep | None:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import MoveScales, find_readings, repeat_moves
 from fgq.converters.reader import read_float_model

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from fgq.eval.bench import baselines, models
-from fgq.eval.bench.layers import Quantizer, draw_layer, prepare
+from fgq.eval.bench.drawn_layers import Quantizer, draw_layer, prepare
 from fgq.eval.bench.shapes import Conv, MatMul
 from fgq.graph.ort import open_session, saturates, session_options
 from fgq.kernels import ternary_matmul

@@ -7,8 +7,8 @@ import pytest
 from fgq.cli.display import as_json
 from fgq.errors import KernelError
 from fgq.eval.bench import baselines, kernels
+from fgq.eval.bench.drawn_layers import draw_layer, prepare
 from fgq.eval.bench.kernels import FULL_PLAN, Result, Row, Trial, Variant, bench_kernels, plan_of
-from fgq.eval.bench.layers import draw_layer, prepare
 from fgq.eval.bench.shapes import GEMM, LLM, RESNET50, Conv, MatMul
 from fgq.kernels.products.reference import prepare as prepare_reference
 from fgq.kernels.products.reference import sums as reference_sums

@@ -6,7 +6,7 @@ import pytest
 
 from fgq.cli.display import as_json
 from fgq.errors import ConfigError, DataError
-from fgq.eval.bench import baselines, document, report, roofline
+from fgq.eval.bench import baselines, kernel_report, report, roofline
 from fgq.eval.bench.claims import claims
 from fgq.eval.bench.kernels import Result, Row
 from fgq.eval.bench.shapes import GEMM, GEMV, LLM, RESNET50
@@ -138,11 +138,11 @@ def test_the_document_takes_all_tables(result, tmp_path):
     out.write_text(DOCUMENT.read_text(encoding="utf-8"), encoding="utf-8")
     plots = [tmp_path / name for name in ("a.svg", "b.svg", "c.png")]
     for plot in plots:
-        document.main(measured, out, plot)
+        kernel_report.main(measured, out, plot)
     text = out.read_text(encoding="utf-8")
     assert "| a \\| b |" in text
     assert f"| {GEMV} |" in text
-    assert text.count("<!-- table ") == text.count("<!-- end ") == len(document.tables(result))
+    assert text.count("<!-- table ") == text.count("<!-- end ") == len(kernel_report.tables(result))
     assert plots[0].read_bytes() == plots[1].read_bytes()
     assert plots[2].read_bytes().startswith(b"\x89PNG")
 
@@ -159,4 +159,4 @@ def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "bench.json"
     path.write_text(content)
     with pytest.raises(DataError, match=r"bench\.json: .*wanted what fgq bench kernels --json wrote"):
-        document.read_result(path)
+        kernel_report.read_result(path)

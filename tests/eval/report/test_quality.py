@@ -5,7 +5,8 @@ import onnx
 import pytest
 
 from fgq.converters.self_check import onnxruntime_session
-from fgq.data.samples import input_specs, load_samples
+from fgq.data.inputs import input_specs
+from fgq.data.sample_files import load_samples
 from fgq.eval.accuracy import top1
 from fgq.eval.report.quality import measure_quality
 from fgq.format import onnx_file

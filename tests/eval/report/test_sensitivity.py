@@ -16,7 +16,7 @@ from fgq.converters.passes import prepare
 from fgq.converters.passes.move_scales import repeat_moves
 from fgq.converters.reader import read_float_model
 from fgq.errors import DataError, ModelError
-from fgq.eval.report.layers import pair_layers
+from fgq.eval.report.layer_rows import pair_layers
 from fgq.eval.report.sensitivity import Sensitivity, divergence
 from fgq.format import container
 

@@ -244,14 +244,14 @@ class TestCommand:
         return command("study", "group-size", "model.onnx", *options, *more)
 
     def test_it_writes_a_table_and_a_plot(self, files, command):
-        recipes = ("--recipe", "fgq", "--recipe", "omse-int4")
+        recipes = ("--recipe", "fgq", "--recipe", "omse")
         outcome = self.run(command, "--sizes", "4,64", *recipes)
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out.count("wrote out/group-size.") == 3
         with open("out/group-size.csv", newline="") as file:
             lines = list(csv.DictReader(file))
         assert [(line["recipe"], line["group_size"]) for line in lines] == [
-            ("float", ""), ("fgq", "4"), ("fgq", "64"), ("omse-int4", "4"), ("omse-int4", "64"),
+            ("float", ""), ("fgq", "4"), ("fgq", "64"), ("omse", "4"), ("omse", "64"),
         ]  # fmt: skip
         assert [line["multiplications_left"] for line in lines[3:]] == ["1", "1"]
         assert lines[0]["fgq_ms"] == lines[0]["top1_less_float"] == ""

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 
 from fgq.config import ConversionConfig
 from fgq.conversion.dual import second_inputs, second_weights
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.converters.select import Choice
@@ -126,12 +126,12 @@ def net(make_model, config, inputs):
 
 
 def test_layers_whose_weights_fit_badly_get_a_second_tensor(make_model):
-    config = ConversionConfig(recipe="omse-int4", granularity="filter")
+    config = ConversionConfig(recipe="omse", granularity="filter")
     plain, wide = second_weights(net(make_model, config, {}).choices, config)
     assert plain.weights == config.weight_scheme
     assert wide.weights == WeightScheme(codes=Codes.DUAL)
     assert wide.note.startswith("two INT4 tensors: one loses ")
-    every = ConversionConfig(recipe="omse-int4", dual_weights=0)
+    every = ConversionConfig(recipe="omse", dual_weights=0)
     choices = second_weights(net(make_model, every, {}).choices, every)
     assert [choice.weights.codes for choice in choices] == [Codes.DUAL, Codes.DUAL]
     other = ConversionConfig()
@@ -143,7 +143,7 @@ def test_layers_whose_weights_fit_badly_get_a_second_tensor(make_model):
 def test_layers_whose_input_fits_badly_get_a_second_tensor(make_model):
     rng = np.random.default_rng(4)
     inputs = {"x": rng.standard_normal(4000), "z": rng.standard_t(2, 4000)}
-    config = ConversionConfig(recipe="omse-int4", activations="int4")
+    config = ConversionConfig(recipe="omse", activations="int4")
     found = net(make_model, config, inputs)
     plain, wide = second_inputs(found.choices, found.histograms, config.dual_activations_above)
     assert plain.activations == ActivationScheme(bits=4)

@@ -6,7 +6,7 @@ import pytest
 
 from fgq.config import ConversionConfig
 from fgq.conversion.smooth import smooth
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.converters.select import choose_schemes
@@ -38,7 +38,7 @@ def feeds(count, rows=64):
 
 
 def smoothed(model, data, **options):
-    config = ConversionConfig(recipe="omse-int4", group_size=8, first_last_int8=False, **options)
+    config = ConversionConfig(recipe="omse", group_size=8, first_last_int8=False, **options)
     choices = choose_schemes(model, find_layers(model), config)
     return smooth(model, choices, data, lambda done, total: None)
 

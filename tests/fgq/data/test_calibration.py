@@ -1,7 +1,6 @@
 """Observation against onnx's reference evaluator: the same tensors, the same counts."""
 
 import gc
-import math
 
 import numpy as np
 import onnx_ir as ir
@@ -9,11 +8,11 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 import fgq.data.calibration
-from fgq.data.calibration import choose_quantizers, observe
-from fgq.data.samples import as_samples, input_specs
+from fgq.data.calibration import observe
+from fgq.data.inputs import input_specs
+from fgq.data.samples import as_samples
 from fgq.errors import ConfigError, DataError, ModelError
-from fgq.quantization.mmse import StreamingHistogram, choose_quantizer
-from fgq.quantization.scheme import ActivationScheme
+from fgq.quantization.mmse import StreamingHistogram
 
 
 def sixteenths(rng, *shape):
@@ -219,19 +218,3 @@ class TestObserve:
     def test_batch_size(self):
         with pytest.raises(ConfigError, match="batch size: found 0"):
             observe(model_of(), ["h"], {"x": inputs_of(3)}, batch_size=0)
-
-
-class TestChooseQuantizers:
-    def test_each_by_its_scheme(self):
-        histograms = observe(model_of(), ["h", "r"], {"x": inputs_of(200)})
-        schemes = {"r": ActivationScheme(bits=4), "h": ActivationScheme(bits=8)}
-        found = choose_quantizers(histograms, schemes)
-        assert list(found) == ["r", "h"]
-        for name, scheme in schemes.items():
-            assert found[name] == choose_quantizer(histograms[name], scheme)
-        assert (found["r"].bits, found["r"].zero_point) == (4, 0)
-        assert math.isclose(found["h"].zero_point, 128, abs_tol=40)
-
-    def test_a_tensor_that_was_not_observed(self):
-        with pytest.raises(DataError, match="tensor 'h': found no observed values"):
-            choose_quantizers({}, {"h": ActivationScheme()})

@@ -3,14 +3,16 @@
 import tracemalloc
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from onnxruntime.quantization import CalibrationDataReader
 from PIL import Image
 
 from fgq.data.images import read_image
-from fgq.data.samples import InputSpec, as_batches, as_samples, has_open_batch, input_specs, load_samples
-from fgq.errors import ConfigError, DataError, ModelError
+from fgq.data.inputs import InputSpec, has_open_batch
+from fgq.data.sample_files import load_samples
+from fgq.data.samples import as_samples
+from fgq.data.sources import as_batches
+from fgq.errors import ConfigError, DataError
 
 
 def spec(name="x", dtype=np.float32, shape=(None, 3)):
@@ -35,23 +37,6 @@ def save_image(path, size=(40, 36), seed=0, mode="RGB"):
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(path)
     return path
-
-
-class TestInputSpecs:
-    def test_from_a_model(self):
-        model = ir.from_onnx_text(
-            """<ir_version: 8, opset_import: ["" : 17]>
-            g (float[batch, 3, 8] x, int64[4] n, float[2] w) => (float[batch, 3, 8] y)
-            <float[2] w = {1, 2}> { y = Relu(x) }"""
-        )
-        model.graph.inputs[0].shape = ir.Shape([None, 3, 8])
-        assert [str(one) for one in input_specs(model)] == ["x: float32[?, 3, 8]", "n: int64[4]"]
-
-    def test_an_input_without_type_is_refused(self):
-        value = ir.Value(name="x")
-        model = ir.Model(ir.Graph([value], [], nodes=[], opset_imports={"": 17}), ir_version=8)
-        with pytest.raises(ModelError, match="model input 'x'"):
-            input_specs(model)
 
 
 class TestNpz:

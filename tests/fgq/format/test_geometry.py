@@ -74,6 +74,14 @@ def in_function():
     return model([call], {"scale": np.zeros(0, np.float32)}, functions=[function])
 
 
+def left_out(*given, within="Max"):
+    """A call whose function gives an operator of any number of operands none for one of them."""
+    imports = [helper.make_opsetid("", 17)]
+    nodes = [node(within, ["a", "b"], ["c"])]
+    function = helper.make_function("local", "Most", ["a", "b"], ["c"], nodes, imports)
+    return model([node("Most", given, ["y"], domain="local")], functions=[function])
+
+
 EMPTY, NONE = np.zeros(0, np.float32), np.zeros(0, np.uint8)
 SCALE, ZERO = np.float32(0.1), np.uint8(0)
 INTEGERS = {"w": np.zeros((4, 2, 3, 3), np.uint8), "s": SCALE, "z": ZERO}
@@ -128,6 +136,16 @@ REFUSED = {
         computed_scale(node("ConstantOfShape", ["n"], ["s"]), n=np.array([0])),
         "of shape [0]",
     ),
+    "the last operand of several left out": (
+        model([node("Sum", ["x", ""], ["y"])]),
+        "found no input 1, wanted all 2",
+    ),
+    "one operand of an Einsum left out": (
+        model([node("Einsum", ["x", "", "x"], ["y"], equation="abcd,e,abcd->ab")]),
+        "found no input 1, wanted all 3",
+    ),
+    "an operand that a call leaves out": (left_out("x", ""), "found no input 1"),
+    "an operand that a short call leaves out": (left_out("x", within="Mean"), "found no input 1"),
     "an empty scale that is given to a function": (in_function(), "of shape [0]"),
     "a quantizer that is no constant around Where": (
         model(
@@ -366,6 +384,7 @@ RIGHT = {
         [node("AveragePool", ["x"], ["y"], kernel_shape=[2], strides=[2])], x=np.zeros((1, 2, 6), np.float32)
     ),
     "sizes left out": model([node("Resize", ["x", "", "", "n"], ["y"])], {"n": np.array([1, 2, 12, 12])}),
+    "operands that a call gives": left_out("x", "x"),
     "half a constant": model(
         [node("Concat", ["x", "w"], ["y"], axis=-1)], {"w": np.zeros((1, 2, 6, 1), np.float32)}
     ),

@@ -3,7 +3,7 @@
 import pytest
 
 from fgq.errors import ConfigError
-from fgq.plan.document import Plan
+from fgq.plan.plan_file import Plan
 from fgq.plan.search import cheapest, doubts, search
 from fgq.quantization.statistics import Estimate
 from fgq.report import HeldOutCheck

@@ -7,7 +7,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from fgq.config import ConversionConfig
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.select import Choice, choose_schemes
 from fgq.format.outputs import classifier_output

@@ -56,12 +56,6 @@ def test_one_sign_takes_all_that_lies_beyond():
     assert counted(np.zeros(9)).range(99.0) == (0.0, 0.0)
 
 
-def test_counts_are_added():
-    first, second = counted([1, 2, 3]), counted([-4, 100])
-    first.merge(second)
-    assert first.range(100.0) == counted([1, 2, 3, -4, 100]).range(100.0)
-
-
 def test_peaks_are_those_of_the_samples_where_the_first_axis_is_the_batch():
     values = np.array([[1.0, -3.0], [2.0, 0.5]], np.float32)
     assert peaks_of(values, 10, 2) == [Peak(10, 1, 3.0), Peak(11, 1, 2.0)]

@@ -3,7 +3,6 @@ import pytest
 import scipy.stats
 
 from fgq.errors import ConfigError, DataError
-from fgq.quantization import statistics as stats
 from fgq.quantization.statistics import Estimate, bootstrap_interval, paired_bootstrap, wilson_interval
 
 
@@ -83,10 +82,10 @@ def test_blocks_do_not_lose_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = reciprocal_ranks(50, seed=9)
     whole = bootstrap_interval(scores, resamples=1001)
     # 7 rows of 50 at once: 143 blocks. Other draws, so the same Monte Carlo tolerance for 1001 resamples.
-    monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 7 * 50)
+    monkeypatch.setattr("fgq.quantization.statistics._DRAWS_AT_ONCE", 7 * 50)
     blocks = bootstrap_interval(scores, resamples=1001)
     assert whole == pytest.approx(blocks, abs=0.73 * scores.std() / np.sqrt(50))
-    monkeypatch.setattr(stats, "_DRAWS_AT_ONCE", 1)
+    monkeypatch.setattr("fgq.quantization.statistics._DRAWS_AT_ONCE", 1)
     low, high = bootstrap_interval(scores, resamples=3)
     assert scores.min() <= low < high <= scores.max()
 

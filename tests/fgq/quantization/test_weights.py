@@ -9,7 +9,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fgq.errors import WeightError
-from fgq.quantization import weights as quantize
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.quantization.ternary import fit_rows
 from fgq.quantization.weights import (
@@ -144,7 +143,7 @@ def test_chunks_of_rows_give_what_the_whole_gives(monkeypatch):
     options = {"group_axis": 1, "channel_axis": 0, "least_row_scale": least}
     whole = quantize_weight(weight, WeightScheme(group_size=4), **options)
     for chunk in (1, 200):
-        monkeypatch.setattr(quantize, "_CHUNK", chunk)
+        monkeypatch.setattr("fgq.quantization.weights._CHUNK", chunk)
         parts = quantize_weight(weight, WeightScheme(group_size=4), **options)
         assert np.array_equal(parts.int8(), whole.int8())
         assert np.array_equal(parts.row_scale, whole.row_scale)

@@ -8,12 +8,12 @@ import pytest
 
 from fgq.config import ConversionConfig
 from fgq.conversion.pipeline import convert_file, unfinished_folder
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.converters.passes import prepare
 from fgq.converters.reader import read_float_model
 from fgq.errors import ConfigError, OutputError
 from fgq.quantization.scheme import WeightScheme
-from fgq.recipes import network
+from fgq.recipes import layerwise
 from fgq.recipes.checkpoint import Checkpoint
 
 TEXT = """(float[N,3,8,8] x) => (float[N,4] y) {
@@ -81,13 +81,13 @@ def unfinished(made, tmp_path):
 def refined(monkeypatch):
     """The names of the layers whose weights are refined from now on."""
     names = []
-    refine = network._refine
+    refine = layerwise._refine
 
     def noting(task, *arguments):
         names.append(task.layer.name)
         return refine(task, *arguments)
 
-    monkeypatch.setattr(network, "_refine", noting)
+    monkeypatch.setattr(layerwise, "_refine", noting)
     return names
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fgq import Session, convert
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.quantization.weights import quantize_weight
 from fgq.recipes.guard import Distance, distance
@@ -118,7 +118,7 @@ OPTIONS = [
     {"activations": "none", "first_last_int8": False},
     {"weights": "int4", "group_size": 4},
     {"weights": "tied", "activations": "int4"},
-    {"recipe": "omse-int4", "granularity": "layer"},
+    {"recipe": "omse", "granularity": "layer"},
     {"activations": "int8-dynamic", "group_size": 4},
 ]
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.recipes.observation import Parts, observe_layer
 from fgq.recipes.pieces import Prefix
 

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fgq.converters.layers import find_layers
+from fgq.converters.float_layers import find_layers
 from fgq.quantization.weights import as_rows
 from fgq.recipes.reductions import conv_groups, input_rows, output_rows
 

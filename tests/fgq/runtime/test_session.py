@@ -298,3 +298,13 @@ def test_profile(session):
 def test_numbers_of_threads_that_are_none(converted, threads):
     with pytest.raises(ConfigError, match=r"threads: found .* wanted a whole number from 1 to 1024"):
         Session(converted.SerializeToString(), threads=threads)
+
+
+def test_a_model_in_memory_is_taken_and_anything_else_refused(converted, session):
+    for one, other in zip(Session(converted).run(None, FEEDS), session.run(None, FEEDS), strict=True):
+        np.testing.assert_array_equal(one, other)
+    for wrong in (None, 5, session, [converted.SerializeToString()]):
+        with pytest.raises(
+            ConfigError, match=r"model: found a \w+, wanted a path, bytes or an onnx.ModelProto"
+        ):
+            Session(wrong)

@@ -14,7 +14,7 @@ import fgq
 from fgq.cli import app
 from fgq.errors import ConfigError, DataError, ModelError
 from fgq.graph.ort import open_session
-from fgq.plan.document import plan_of
+from fgq.plan.plan_file import plan_of
 from fgq.quantization.scheme import Codes, WeightScheme
 from fgq.train import export, load_converted, prepare, quantized_layers
 from fgq.train.batches import Data, batch_of, rows_of_step

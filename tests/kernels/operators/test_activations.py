@@ -3,11 +3,13 @@
 import numpy as np
 import onnxruntime
 import pytest
+from engines import before_a_forbidden_page as guarded
 from onnx import TensorProto, helper, numpy_helper
 
 from fgq.errors import KernelError
 from fgq.kernels import dynamic_quantization, quantize_activations
-from fgq.kernels.operators import activations
+from fgq.kernels.operators import activations, rounding
+from fgq.kernels.operators.activations import QuantizeLinear
 from fgq.kernels.simd.isa import available
 
 TIERS = [isa for isa in available() if isa.name in ("avx512", "avx2", "portable")]
@@ -15,7 +17,14 @@ TIERS = [isa for isa in available() if isa.name in ("avx512", "avx2", "portable"
 
 @pytest.fixture(params=TIERS, ids=lambda isa: isa.name)
 def _tier(request, monkeypatch):
-    monkeypatch.setattr(activations, "available", lambda: (request.param,))
+    for module in (activations, rounding):
+        monkeypatch.setattr(module, "available", lambda: (request.param,))
+
+
+@pytest.fixture
+def _small_shares(monkeypatch):
+    """Let several threads work on little."""
+    monkeypatch.setattr(activations, "_SHARE", 64)
 
 
 def run(node, constants, x, outputs):
@@ -51,7 +60,7 @@ def near(points):
     return np.concatenate(rows)
 
 
-@pytest.mark.usefixtures("_tier")
+@pytest.mark.usefixtures("_tier", "_small_shares")
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 0, 2), (5, 16), (3, 5, 7), (4, 70_000)])
 @pytest.mark.parametrize("zero_point", [0, 3, 128, 255])
 def test_it_is_quantize_linear(shape, zero_point):
@@ -89,6 +98,42 @@ def test_special_numbers_and_extreme_scales(scale):
         np.testing.assert_array_equal(
             quantize_activations(x, scale, zero_point, bits=4), np.minimum(wanted, 15)
         )
+
+
+IMAGES = [
+    (1, 3, 70, 65), (2, 3, 7, 9), (2, 1, 5, 5), (1, 16, 16, 16), (2, 64, 13, 11), (1, 300, 9, 9),
+    (1, 17, 65, 1), (1, 4, 30, 30), (0, 3, 4, 4), (1, 2, 0, 3), (1, 0, 2, 3), (3, 5, 1, 1),
+]  # fmt: skip
+
+
+def keep(x):
+    """Return an array before a forbidden page, if there is anything of it."""
+    return guarded(x) if x.size else x
+
+
+@pytest.mark.usefixtures("_tier", "_small_shares")
+@pytest.mark.parametrize("scale", [0.021, 3e38])
+@pytest.mark.parametrize("shape", IMAGES, ids=str)
+def test_images_become_nhwc(shape, scale):
+    x = np.random.default_rng(0).normal(0, 2, shape).astype(np.float32)
+    special = np.float32([np.nan, np.inf, -np.inf, -0.0, 3e38, -3e38, 1e-45])[: x.size]
+    x.reshape(-1)[: special.size] = special
+    planes = quantize_linear(x, scale, 100) if x.size else x.astype(np.uint8)
+    pixels = planes.transpose(0, 2, 3, 1)
+    for threads in (1, 3):
+        found = keep(np.full(pixels.shape, 9, np.uint8))
+        QuantizeLinear(found, scale, 100, image=True, threads=threads)(keep(x))
+        np.testing.assert_array_equal(found, pixels)
+        QuantizeLinear(found, scale, 100, 4, 15, image=True, threads=threads)(x)
+        np.testing.assert_array_equal(found, np.clip(pixels, 4, 15))
+
+
+def test_images_in_any_order_of_axes_and_read_only():
+    x = np.random.default_rng(0).normal(0, 2, (4, 5, 3, 2)).astype(np.float32).T
+    x.flags.writeable = False
+    found = np.empty((2, 5, 4, 3), np.uint8)
+    QuantizeLinear(found, 0.021, 100, image=True)(x)
+    np.testing.assert_array_equal(found, quantize_linear(x, 0.021, 100).transpose(0, 2, 3, 1))
 
 
 def test_arrays_in_any_order_and_read_only():
@@ -145,5 +190,17 @@ def test_arguments_that_do_not_fit_are_refused():
         dynamic_quantization(x.astype(np.float64))
     with pytest.raises(KernelError, match="bits: found 5, wanted 4 or 8"):
         quantize_activations(x, 1, 0, bits=5)
-    with pytest.raises(KernelError, match=r"zero_point: found 256, wanted 0\.\.255"):
+    with pytest.raises(KernelError, match=r"range 0\.\.255 and zero point 256, wanted them in 0\.\.255"):
         quantize_activations(x, 1, 256)
+    out = np.zeros(3, np.uint8)
+    for lowest, highest in ((9, 2), (0, 999), (-1, 255)):
+        with pytest.raises(KernelError, match=f"range {lowest}..{highest} and zero point 0"):
+            QuantizeLinear(out, 1, 0, lowest, highest)
+    with pytest.raises(KernelError, match="out: found int8"):
+        QuantizeLinear(out.view(np.int8), 1, 0)
+    with pytest.raises(KernelError, match=r"found a result \[3\], wanted images \[B, H, W, C\]"):
+        QuantizeLinear(out, 1, 0, image=True)
+    with pytest.raises(KernelError, match=r"found float64\[3\], wanted float32\[3\]"):
+        QuantizeLinear(out, 1, 0)(x.astype(np.float64))
+    with pytest.raises(KernelError, match=r"found float32\[1, 3, 4, 5\], wanted float32\[1, 5, 3, 4\]"):
+        QuantizeLinear(np.zeros((1, 3, 4, 5), np.uint8), 1, 0, image=True)(np.zeros((1, 3, 4, 5), np.float32))

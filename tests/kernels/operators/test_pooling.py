@@ -8,7 +8,7 @@ from quantized_models import run_quantized
 from fgq.errors import KernelError
 from fgq.kernels import Window
 from fgq.kernels.operators import pooling
-from fgq.kernels.operators.pooling import AveragePool, GlobalAveragePool, MaxPool
+from fgq.kernels.operators.pooling import AveragePool, MaxPool
 from fgq.kernels.simd.isa import available
 
 TIERS = [isa for isa in available() if isa.name in ("avx512", "avx2", "portable")]
@@ -99,28 +99,9 @@ def test_average_with_dilations_is_that_of_the_spread_taps():
     np.testing.assert_array_equal(spread, thin)
 
 
-@pytest.mark.usefixtures("_tier")
-@pytest.mark.parametrize(
-    "shape", [(2, 9, 11, 3), (1, 1, 1, 70), (1, 40, 33, 300), (3, 7, 7, 64), (1, 2, 257, 1)]
-)
-def test_global_average(shape):
-    x = draw(*shape)
-    for image in (x, np.full_like(x, 255)):
-        for quantizers in QUANTIZERS:
-            wanted = run("GlobalAveragePool", image, quantizers)
-            check(
-                wanted,
-                lambda y, n: GlobalAveragePool(guarded(image), y, **options(quantizers), threads=n),  # noqa: B023
-            )
-
-
 def test_arguments_that_do_not_fit_are_refused():
     x = np.zeros((2, 3, 4, 5), np.uint8)
     with pytest.raises(KernelError, match=r"y: found uint8\[2, 3, 4, 6\], wanted uint8\[2, 3, 4, 5\]"):
         MaxPool(x, np.zeros((2, 3, 4, 6), np.uint8), (1, 1), Window())
     with pytest.raises(KernelError, match=r"zero point 256, wanted them in 0\.\.255"):
         AveragePool(x, x, (1, 1), Window(), x_scale=1, x_zero=0, y_scale=1, y_zero=256)
-    with pytest.raises(KernelError, match=r"global average: y: found .*, wanted uint8\[2, 1, 1, 5\]"):
-        GlobalAveragePool(x, x, x_scale=1, x_zero=0, y_scale=1, y_zero=0)
-    with pytest.raises(KernelError, match="global average: found images"):
-        GlobalAveragePool(x[:, :0], x[:, :1, :1].copy(), x_scale=1, x_zero=0, y_scale=1, y_zero=0)

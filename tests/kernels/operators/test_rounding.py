@@ -28,10 +28,11 @@ def quantize(x, scale, zero_point, lowest=0, highest=255):
     """Return rows of activations, rounded with a gap of 3 between the rows of both arrays."""
     rows, count = x.shape
     given, found = (np.full((rows, count + 3), 99, dtype) for dtype in (np.float32, np.uint8))
-    given[:, 3:], numbers = x, np.array([zero_point, lowest, highest])
+    given[:, 3:] = x
     given, found = (guarded(array.reshape(-1)) for array in (given, found))
     run = rounder(rounding_tier(scale))
-    run(given, 3, count + 3, rows, count, np.float32(scale), numbers, found, 3, count + 3)
+    quantizer = np.float32(scale), zero_point, lowest, highest
+    run(given, 3, count + 3, rows, count, *quantizer, found, 3, count + 3)
     found = found.reshape(rows, -1)
     assert (found[:, :3] == 99).all()
     return found[:, 3:]

@@ -304,3 +304,16 @@ def test_an_impossible_addition_is_refused(change):
     }  # fmt: skip
     with pytest.raises(KernelError, match="wanted"):
         QuantizedAdd(**{**good, **change})
+
+
+@each_tier
+@pytest.mark.parametrize("outputs", [3, 64])
+@pytest.mark.parametrize("bounds", [{}, {"lowest": -1, "highest": 6}], ids=["open", "bounded"])
+def test_nan_in_a_shift_or_a_residual_stays_nan(isa, outputs, bounds):
+    acc = np.ones((5, outputs), np.int32)
+    shift, residual = np.zeros(outputs, np.float32), np.zeros(acc.shape, np.float32)
+    shift[2] = residual[3, 1] = np.nan
+    wanted = np.float32(acc) + shift
+    np.testing.assert_array_equal(finish(isa, acc, Dequantize(np.float32(1), shift=shift, **bounds)), wanted)
+    epilogue = Dequantize(np.float32(1), shift=shift, **bounds)
+    np.testing.assert_array_equal(finish(isa, acc, epilogue, residual), wanted + residual)

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from engines import interpreted_loop
+from engines import drive, interpreted_loop
 
 from fgq.errors import KernelError
 from fgq.kernels import Plane, Weight
 from fgq.kernels.products import gemm_ternary_tables
-from fgq.kernels.products.driver import drive, plan_job
+from fgq.kernels.products.driver import plan_job
 from fgq.kernels.products.epilogue import Sums
 from fgq.kernels.products.gather import Geometry
 from fgq.kernels.products.weights import zero_point_bias

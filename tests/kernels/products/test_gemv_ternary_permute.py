@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from engines import drive
 
 from fgq.errors import KernelError
 from fgq.kernels import Plane, Weight
 from fgq.kernels.products import gemv_ternary_permute
-from fgq.kernels.products.driver import aligned, drive, plan_job
+from fgq.kernels.products.driver import aligned, plan_job
 from fgq.kernels.products.epilogue import Sums
 from fgq.kernels.products.gather import Geometry
 from fgq.kernels.products.weights import zero_point_bias

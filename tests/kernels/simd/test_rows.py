@@ -4,9 +4,9 @@ import numba
 import numpy as np
 import pytest
 
-from fgq.kernels.simd.emit import emitted, f32, i8
+from fgq.kernels.simd.emit import emitted, f32, i8, i32
 from fgq.kernels.simd.isa import available, index_of
-from fgq.kernels.simd.rows import each_vector, load, store
+from fgq.kernels.simd.rows import each_vector, load, store, store_activations
 
 SETS = [isa for isa in available() if isa.name in ("avx512", "avx2")]
 GUARD = 99
@@ -63,3 +63,23 @@ def test_lanes_that_are_not_there_are_zeros(isa):
         out = np.full(lanes, GUARD, np.float32)
         call(count, x, x, out)
         np.testing.assert_array_equal(out, np.where(np.arange(lanes) < count, x, 0))
+
+
+@pytest.mark.parametrize("isa", SETS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("together", [1, 4])
+def test_activations_are_stored_as_bytes(isa, together):
+    def function(e, size, x, _, out):
+        lanes = e.lanes(i32)
+
+        def do(k, vectors, count):
+            values = [load(e, x + (k + v * lanes) * 4, count, i32) for v in range(vectors)]
+            store_activations(e, out + k, values, count)
+
+        each_vector(e, size, lanes, do, together=together)
+
+    call, lanes = compiled(isa, function), isa.width // 4
+    x = np.random.default_rng(0).integers(0, 256, 12 * lanes, dtype=np.int32)
+    for size in (0, 1, lanes, 4 * lanes, 11 * lanes + 3):
+        out = np.full(x.size, GUARD, np.uint8)
+        call(size, x, x, out)
+        np.testing.assert_array_equal(out, np.where(np.arange(x.size) < size, x, GUARD))

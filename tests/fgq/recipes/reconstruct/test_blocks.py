@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from fgq.converters.layers import Layer, find_layers
+from fgq.converters.float_layers import Layer, find_layers
 from fgq.recipes.reconstruct.blocks import MOST_LAYERS, find_blocks, find_spans
 
 RNG = np.random.default_rng(0)

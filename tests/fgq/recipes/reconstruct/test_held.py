@@ -9,7 +9,7 @@ import pytest
 from fgq import Session, convert
 
 pytest.importorskip("torch")
-network = importlib.import_module("fgq.recipes.reconstruct.network")
+network = importlib.import_module("fgq.recipes.reconstruct.blockwise")
 
 TEXT = """(float[N,8] x) => (float y) {
     a = Gemm(x, w0, b0)
@@ -59,7 +59,7 @@ def test_what_a_block_gained_at_the_cost_of_a_layer_goes_back(model, monkeypatch
     x = np.random.default_rng(1).standard_normal((30, 8)).astype(np.float32)
     options = {"activations": "none", "first_last_int8": False, "group_size": 4, "calibration": {"x": x}}
     result = convert(model, recipe="reconstruct", **options)
-    monkeypatch.setattr("fgq.conversion.pipeline.CALIBRATION_BATCH", 8)  # the batches of reconstruction
+    monkeypatch.setattr("fgq.conversion.prepared.CALIBRATION_BATCH", 8)  # the batches of reconstruction
     calibrated = convert(model, recipe="calibrated", **options)
     assert sum("all layers stay as calibrated" in text for text in result.report.warnings) == 1
     assert [layer.reverted_outputs for layer in result.report.layers] == [

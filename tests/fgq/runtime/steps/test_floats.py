@@ -18,6 +18,7 @@ GELUS = {
     "(half * x) * (..)": "h = Mul(half, x)  a = Div(x, root)  b = Erf(a)  c = Add(b, one)  y = Mul(h, c)",
     "x * (half * (..))": "a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(c, half)  y = Mul(d, x)",
     "operator": "y = Gelu(x)",
+    "operator with tanh": 'y = Gelu<approximate="tanh">(x)',
 }
 
 
@@ -48,11 +49,12 @@ def test_gelu_in_every_way_of_writing_it(make_model, run, compute, body):
     assert compute(step, x[:1, :1]).shape == (1, 1)
 
 
+@pytest.mark.parametrize("form", ["none", "tanh"])
 @pytest.mark.parametrize(
     "behind", ["y = QuantizeLinear(r, s, z)", "c = Clip(r, low, high)  y = QuantizeLinear(c, s, z)"]
 )
-def test_gelu_and_the_quantizer_behind_it(make_model, run, compute, behind):
-    text = f"(float[N,M] x) => (uint8 y) {{ r = Gelu(x)  {behind} }}"
+def test_gelu_and_the_quantizer_behind_it(make_model, run, compute, behind, form):
+    text = f'(float[N,M] x) => (uint8 y) {{ r = Gelu<approximate="{form}">(x)  {behind} }}'
     model = model_of(make_model, text, ROOT | QUANTIZERS)
     (step,) = found(model, read_gelu)
     assert (step.result.name, step.dtype) == ("y", np.uint8)
@@ -73,10 +75,10 @@ def test_gelu_and_the_quantizer_behind_it(make_model, run, compute, behind):
         "a = Div(x, root)  b = Erf(a)  c = Add(b, one)  d = Mul(x, c)  e = Mul(d, half)  y = Add(e, c)",
         "a = Div(x, root)  b = Erf(a)  c = Sub(b, one)  d = Mul(x, c)  y = Mul(d, half)",
         "h = Mul(one, x)  a = Div(x, root)  b = Erf(a)  c = Add(b, one)  y = Mul(h, c)",
-        'y = Gelu<approximate="tanh">(x)',
+        'y = Gelu<approximate="relu">(x)',
         "y = Erf(x)",
     ],
-    ids=["root", "one", "half", "of another value", "read twice", "Sub", "whole", "tanh", "Erf"],
+    ids=["root", "one", "half", "of another value", "read twice", "Sub", "whole", "another form", "Erf"],
 )
 def test_what_is_no_gelu(make_model, body):
     assert not found(model_of(make_model, GELU.format(body), ROOT), read_gelu)

@@ -1,5 +1,7 @@
 """Steps that move integers, against onnxruntime and the ONNX reference evaluator."""
 
+from itertools import permutations
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -131,6 +133,15 @@ def test_orders_of_axes(compute, order, wanted, dtype):
     assert (view is not None) == (order == wanted)
     if view is not None:
         assert np.shares_memory(view, given)
+
+
+@pytest.mark.parametrize("wanted", list(permutations(range(4))), ids=str)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_images_in_every_order_of_axes(compute, wanted, dtype):
+    value = np.random.default_rng(0).integers(0, 100, (2, 3, 18, 19)).astype(dtype)
+    step = ReorderStep(ir.Value(name="v"), None, wanted, dtype, flipped=False)
+    for threads in (1, 3):
+        np.testing.assert_array_equal(compute(step, value, threads=threads), value.transpose(wanted))
 
 
 @pytest.mark.parametrize(("found", "made"), [(np.int8, np.uint8), (np.uint8, np.int8)])
