@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from fgq.graph.queries import constant, is_read
-from fgq.graph.windows import pads_of
+from fgq.graph.windows import pads_of, spans
 
 Inputs = Sequence[Tensor | None]
 Operator = Callable[[ir.Node, Inputs], Tensor]
@@ -88,7 +88,7 @@ def _padded(node: ir.Node, image: Tensor, kernel: Sequence[int], fill: float) ->
     """Return an image with the margin that a node's windows reach into."""
     strides = node.attributes.get_ints("strides", [1, 1])
     dilations = node.attributes.get_ints("dilations", [1, 1])
-    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    reach = spans(kernel, dilations)
     before, after = pads_of(node, image.shape[2:], reach, strides)
     if not any(chain(before, after)):
         return image
