@@ -170,7 +170,7 @@ class OnnxruntimeCall:
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()  # stock, threads spinning: not those of `fgq.graph.ort`
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     return options

@@ -129,7 +129,7 @@ def _load_fgq(engine: Engine, threads: int) -> Run:
 def _load_onnxruntime(engine: Engine, threads: int) -> Run:
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()  # stock, threads spinning: not those of `fgq.graph.ort`
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(engine.path), options, providers=["CPUExecutionProvider"])

@@ -95,6 +95,7 @@ class InferenceSession:
         *,
         kernels: str | Wish = Wish.AUTO,
     ) -> None:
+        # what the caller asks back, no options of a session that fgq opens (`fgq.graph.ort`)
         self._options = onnxruntime.SessionOptions() if sess_options is None else sess_options
         if self._options.enable_profiling:
             raise ConfigError(
